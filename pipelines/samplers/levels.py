@@ -1,0 +1,64 @@
+"""The noise levels that a model was trained on: from a training step to sigma and back."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import BadModel
+
+Floats = NDArray[np.float64]
+
+BETAS: dict[str, Callable[[float, float, int], Floats]] = {
+    "linear": lambda start, end, steps: np.linspace(start, end, steps),
+    "scaled_linear": lambda start, end, steps: np.linspace(start**0.5, end**0.5, steps) ** 2,
+}
+
+
+class NoiseLevels:
+    """Between two training steps log sigma is linear, as in k-diffusion: that makes fractional steps well defined."""
+
+    def __init__(self, alphas_cumprod: Floats) -> None:
+        self.sigmas: Floats = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+        """Of each training step, growing."""
+        self._logs: Floats = np.log(self.sigmas)
+        self._steps: Floats = np.arange(len(self.sigmas), dtype=np.float64)
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "NoiseLevels":
+        """From the keys that diffusers' schedulers write into scheduler_config.json."""
+        name = config.get("beta_schedule", "linear")
+        if name not in BETAS:
+            raise BadModel(f"The model's noise schedule {name!r} is not known; {', '.join(BETAS)} are.")
+        steps = int(config.get("num_train_timesteps", 1000))
+        betas = BETAS[name](float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02)), steps)
+        if config.get("trained_betas"):
+            betas = np.asarray(config["trained_betas"], dtype=np.float64)
+        alphas: Floats = np.cumprod(1 - betas, dtype=np.float64)
+        return cls(zero_terminal_snr(alphas) if config.get("rescale_betas_zero_snr") else alphas)
+
+    @property
+    def low(self) -> float:
+        return float(self.sigmas[0])
+
+    @property
+    def high(self) -> float:
+        return float(self.sigmas[-1])
+
+    def sigma(self, step: float) -> float:
+        return math.exp(np.interp(step, self._steps, self._logs))
+
+    def step(self, sigma: float) -> float:
+        """The fractional training step at which this noise level occurs."""
+        return float(np.interp(math.log(sigma), self._logs, self._steps))
+
+
+def zero_terminal_snr(alphas_cumprod: Floats) -> Floats:
+    """Lin et al. 2023, 'Common diffusion noise schedules and sample steps are flawed', algorithm 1."""
+    roots = np.sqrt(alphas_cumprod)
+    roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    rescaled: Floats = roots**2
+    rescaled[-1] = 2.0**-24  # as in diffusers: no noise level is infinite
+    return rescaled

@@ -1,0 +1,163 @@
+"""The nouns of the project. Frozen pydantic models: they cross processes, HTTP and SQLite as JSON."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+
+SEED_LIMIT = 2**32
+"""Seeds are drawn below this, as in A1111, so that a seed fits into every tool that reads infotext."""
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, ser_json_bytes="base64", val_json_bytes="base64"
+    )
+
+
+class ModelInfo(Frozen):
+    """A checkpoint on disk, as the registry found it."""
+
+    name: str
+    family: str = Field(description="Row of the table of families, such as sd1")
+    path: Path
+    size_bytes: int
+    width: int = Field(description="The picture size that the model was trained for, in pixels")
+    height: int
+    cfg_scale: float = Field(default=7.0, description="The guidance at which it looks best")
+    sha256: str | None = Field(default=None, description="Of the weights; None until it has been computed")
+
+
+def _side(value: int) -> int:
+    if value != 0 and (not 64 <= value <= 4096 or value % 8):
+        raise ValueError("must be a multiple of 8 from 64 to 4096, or 0 for the model's own size")
+    return value
+
+
+Side = Annotated[int, AfterValidator(_side)]
+
+
+class GenerationRequest(Frozen):
+    """What to draw. Asked for, it may leave things open (model "", width 0, seed -1); frozen in a job, nothing is."""
+
+    kind: Literal["generate"] = "generate"
+    prompt: str = Field(default="", max_length=20_000)
+    negative_prompt: str = Field(default="", max_length=20_000)
+    model: str = Field(default="", max_length=500, description="Name of a checkpoint; empty: the first one")
+    width: Side = Field(default=0, description="Pixels; 0: the model's own size")
+    height: Side = Field(default=0, description="Pixels; 0: the model's own size")
+    steps: int = Field(default=20, ge=1, le=150)
+    cfg_scale: float = Field(default=7.0, ge=0, le=30, description="Left out: what the model likes best")
+    sampler: str = Field(default="DPM++ 2M", max_length=100)
+    schedule: str = Field(default="Automatic", max_length=100)
+    seed: int = Field(default=-1, ge=-1, lt=2**53, description="Of the first image, +1 for each further one; -1: drawn")
+    batch_count: int = Field(default=1, ge=1, le=100, description="Batches, one after another")
+    batch_size: int = Field(default=1, ge=1, le=16, description="Images that are made at once")
+    extras: dict[str, JsonValue] = Field(default={}, description="Settings of extensions, by extension name")
+
+    @property
+    def units(self) -> int:
+        """How many images this asks for."""
+        return self.batch_count * self.batch_size
+
+    def seed_of(self, unit: int) -> int:
+        """Image k of a batch is the single image of seed + k."""
+        return self.seed + unit
+
+
+Task = GenerationRequest
+"""Every kind of long work. A second kind makes this a union that is discriminated by `kind`."""
+
+
+class Assignment(Frozen):
+    """What a worker is given: a job's task, the checkpoint it needs, and which of its images are still to be made."""
+
+    job: int
+    task: Task
+    model: ModelInfo
+    units: tuple[int, ...]
+
+
+class Interrupt(StrEnum):
+    STOP = "stop"  # end the job
+    SKIP = "skip"  # leave out the images that are being made and go on with the next batch
+
+
+class Capabilities(Frozen):
+    """What a worker can do; it fills the drop-downs of the pages."""
+
+    device: str = Field(description="cpu, cuda:0, ...")
+    device_name: str
+    memory_bytes: int
+    samplers: tuple[str, ...]
+    schedules: tuple[str, ...]
+    families: tuple[str, ...]
+    versions: dict[str, str] = Field(description="Of torch, diffusers and the like")
+
+
+class WorkerState(StrEnum):
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"  # could not start; `detail` says why
+    DIED = "died"  # ended by itself; a new one is on its way
+
+
+class WorkerStatus(Frozen):
+    """The worker's own state, apart from any job: what the header of the page says."""
+
+    type: Literal["worker"] = "worker"
+    state: WorkerState = WorkerState.STARTING
+    detail: str = Field(default="", description="The model while loading, the device when ready, the reason on failure")
+    capabilities: Capabilities | None = None
+
+
+class Started(Frozen):
+    type: Literal["started"] = "started"
+
+
+class Step(Frozen):
+    """One denoising step is done. `unit` is the first image of the batch that is being made."""
+
+    type: Literal["step"] = "step"
+    unit: int
+    step: int = Field(description="1 up to `steps`")
+    steps: int
+    preview: bytes | None = Field(default=None, description="JPEG of the predicted picture")
+
+
+class Picture(Frozen):
+    """One image is done. The pixels are the worker's last word; the web side adds the infotext and writes the file."""
+
+    type: Literal["picture"] = "picture"
+    unit: int
+    seed: int
+    png: bytes
+
+
+class Skipped(Frozen):
+    type: Literal["skipped"] = "skipped"
+    units: tuple[int, ...]
+
+
+class Done(Frozen):
+    type: Literal["done"] = "done"
+    seconds: float
+
+
+class Stopped(Frozen):
+    """The user's stop was seen."""
+
+    type: Literal["stopped"] = "stopped"
+
+
+class Failed(Frozen):
+    type: Literal["failed"] = "failed"
+    error: str = Field(description="Class of the error, such as OutOfMemory")
+    message: str
+
+
+Ending = Done | Stopped | Failed
+Event = Annotated[Started | Step | Picture | Skipped | Done | Stopped | Failed, Field(discriminator="type")]
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)

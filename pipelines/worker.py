@@ -1,0 +1,103 @@
+"""The child process of ProcessEngine: orders in, events out, each as one JSON message. Imports no torch itself."""
+
+import importlib
+import logging
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, TypeAdapter
+
+from pipelines.engine import Interrupts, Session
+from pipelines.types import Assignment, Event, Frozen, Interrupt, WorkerState, WorkerStatus
+
+log = logging.getLogger(__name__)
+
+
+class Run(Frozen):
+    """Work on this. `run` numbers the attempt, so that a late stop never hits the next attempt at the same job."""
+
+    type: Literal["run"] = "run"
+    run: int
+    assignment: Assignment
+
+
+class Wish(Frozen):
+    type: Literal["wish"] = "wish"
+    run: int
+    how: Interrupt
+
+
+class Report(Frozen):
+    """What the worker says: about a run, or (`run` 0) about itself."""
+
+    run: int
+    event: Annotated[Event | WorkerStatus, Field(discriminator="type")]
+
+
+ORDER: TypeAdapter[Run | Wish] = TypeAdapter(Annotated[Run | Wish, Field(discriminator="type")])
+
+
+def serve(pipe: Connection, boot: str, settings: dict[str, JsonValue]) -> None:
+    """The child's life. `boot` names a function `module:name(settings) -> Session`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole group; the parent decides when we end
+    runs: queue.Queue[Run] = queue.Queue()
+    interrupts = Interrupts()
+    threading.Thread(target=_read_orders, args=(pipe, runs, interrupts), daemon=True).start()
+
+    def send(run: int, event: Event | WorkerStatus) -> None:
+        pipe.send_bytes(Report(run=run, event=event).model_dump_json().encode())
+
+    def report(status: WorkerStatus) -> None:
+        send(0, status)
+
+    try:
+        session = _boot(boot, settings)
+    except Exception as error:  # a border: whatever keeps the worker from starting is told to the page
+        log.exception("The worker could not start")
+        report(WorkerStatus(state=WorkerState.FAILED, detail=f"{type(error).__name__}: {error}"))
+        raise SystemExit(1) from error
+    report(session.status())
+    session.warm(report)
+    while True:
+        order = runs.get()
+        _work(session, order, send, report, interrupts)
+
+
+def _boot(boot: str, settings: dict[str, JsonValue]) -> Session:
+    module, _, name = boot.partition(":")
+    session: Session = getattr(importlib.import_module(module), name)(settings)
+    return session
+
+
+def _work(
+    session: Session,
+    order: Run,
+    send: Callable[[int, Event | WorkerStatus], None],
+    report: Callable[[WorkerStatus], None],
+    interrupts: Interrupts,
+) -> None:
+    session.run(
+        order.assignment,
+        emit=lambda event: send(order.run, event),
+        wish=lambda: interrupts.take(order.run),
+        report=report,
+    )
+    interrupts.forget(order.run)
+
+
+def _read_orders(pipe: Connection, runs: queue.Queue[Run], interrupts: Interrupts) -> None:
+    """A wish must be seen while a job runs, a run must wait. The end of the pipe is the end of the parent."""
+    while True:
+        try:
+            order = ORDER.validate_json(pipe.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(0)
+        if isinstance(order, Wish):
+            interrupts.add(order.run, order.how)
+        else:
+            runs.put(order)
