@@ -1,0 +1,1 @@
+"""Our own optional features, on the public API alone."""
