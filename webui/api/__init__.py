@@ -1,0 +1,14 @@
+"""HTTP. Each module is one dialect: it decodes a body to a task and encodes the result, no more."""
+
+from fastapi import FastAPI
+
+from webui.api import errors, live, native, pictures
+from webui.library import Library
+from webui.studio import Studio
+
+
+def add_routes(app: FastAPI, studio: Studio, library: Library) -> None:
+    errors.add_handlers(app)
+    app.include_router(native.routes(studio))
+    app.include_router(pictures.routes(library))
+    app.include_router(live.routes(studio))

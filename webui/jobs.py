@@ -1,0 +1,208 @@
+"""The queue, in SQLite: a job is a frozen request and its units, one an image. A finished unit is never remade."""
+
+import time
+from collections.abc import Iterable
+from enum import StrEnum
+from sqlite3 import Row
+from typing import Any
+
+from pipelines.types import Frozen, ModelInfo, Task
+from webui.db import Database
+from webui.events import EventLog, EventType
+from webui.outputs import PictureInfo, number_of
+
+KEEP = 5_000
+"""So many ended jobs are remembered. Their pictures stay in outputs/ for ever."""
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Job(Frozen):
+    id: int
+    state: JobState
+    task: Task
+    model: ModelInfo
+    created: float
+    started: float | None
+    finished: float | None
+    attempts: int
+    error: str | None
+    message: str | None
+    pictures: tuple[PictureInfo, ...] = ()
+
+
+class JobStore:
+    """Each change is one transaction together with the event that tells of it."""
+
+    def __init__(self, db: Database, events: EventLog) -> None:
+        self._db, self._events = db, events
+
+    def add(self, task: Task, model: ModelInfo) -> Job:
+        with self._db.transaction():
+            row = self._db.execute(
+                "INSERT INTO jobs (state, task, model, created) VALUES ('queued', ?, ?, ?) RETURNING *",
+                task.model_dump_json(),
+                model.model_dump_json(),
+                time.time(),
+            )[0]
+            units = ((row["id"], unit, task.seed_of(unit)) for unit in range(task.units))
+            self._db.execute_many("INSERT INTO units (job, unit, state, seed) VALUES (?, ?, 'waiting', ?)", units)
+            self._events.append("queued", row["id"])
+        return _job(row, ())
+
+    def claim(self) -> Job | None:
+        """Take the oldest queued job. One statement, so that two runners never take the same."""
+        with self._db.transaction():
+            rows = self._db.execute(
+                "UPDATE jobs SET state = 'running', started = ?, attempts = attempts + 1 WHERE id ="
+                " (SELECT id FROM jobs WHERE state = 'queued' ORDER BY id LIMIT 1) RETURNING *",
+                time.time(),
+            )
+            if rows:
+                self._events.append("started", rows[0]["id"])
+        return self._with_pictures(rows)[0] if rows else None
+
+    def missing(self, job: int) -> tuple[int, ...]:
+        """The units that are still to be made."""
+        rows = self._db.execute("SELECT unit FROM units WHERE job = ? AND state IN ('waiting', 'saving')", job)
+        return tuple(row["unit"] for row in rows)
+
+    def reserved(self, job: int, unit: int) -> str | None:
+        """The path that an earlier try has reserved for this unit."""
+        rows = self._db.execute("SELECT path FROM units WHERE job = ? AND unit = ?", job, unit)
+        return rows[0]["path"] if rows else None
+
+    def reserve(self, job: int, unit: int, path: str) -> None:
+        """Write down where the picture will lie before it is written: a crash in between never makes a second file."""
+        self._db.execute("UPDATE units SET state = 'saving', path = ? WHERE job = ? AND unit = ?", path, job, unit)
+
+    def highest_number(self, folder: str) -> int:
+        """Of the paths that were ever reserved in this folder."""
+        rows = self._db.execute("SELECT path FROM units WHERE path BETWEEN ? AND ?", f"{folder}/", f"{folder}/~")
+        return max((number_of(row["path"]) for row in rows), default=0)
+
+    def saved(self, picture: PictureInfo) -> None:
+        with self._db.transaction():
+            self._db.execute(
+                "UPDATE units SET state = 'done', width = ?, height = ?, infotext = ? WHERE job = ? AND unit = ?",
+                picture.width,
+                picture.height,
+                picture.infotext,
+                picture.job,
+                picture.unit,
+            )
+            self._events.append("picture", picture.job or 0, picture.model_dump(mode="json"))
+
+    def skipped(self, job: int, units: Iterable[int]) -> None:
+        with self._db.transaction():
+            rows = ((job, unit) for unit in units)
+            self._db.execute_many("UPDATE units SET state = 'skipped' WHERE job = ? AND unit = ?", rows)
+            self._events.append("skipped", job, {"units": list(units)})
+
+    def done(self, job: int, seconds: float) -> None:
+        self._end(job, JobState.DONE, "done", {"seconds": seconds})
+
+    def failed(self, job: int, error: str, message: str) -> None:
+        self._end(job, JobState.FAILED, "failed", {"error": error, "message": message})
+
+    def cancelled(self, job: int) -> None:
+        self._end(job, JobState.CANCELLED, "cancelled", {})
+
+    def requeue(self, job: int, message: str) -> None:
+        """Something died in the middle: the job goes on where it stopped, before all that came later."""
+        with self._db.transaction():
+            if self._db.execute(
+                "UPDATE jobs SET state = 'queued' WHERE id = ? AND state = 'running' RETURNING id", job
+            ):
+                self._events.append("interrupted", job, {"message": message})
+
+    def retry(self, job: int) -> Job | None:
+        """Queue an ended job again; only what is missing will be made. None if it has not ended."""
+        with self._db.transaction():
+            rows = self._db.execute(
+                "UPDATE jobs SET state = 'queued', attempts = 0, error = NULL, message = NULL, finished = NULL"
+                " WHERE id = ? AND state IN ('failed', 'cancelled') RETURNING *",
+                job,
+            )
+            if rows:
+                self._events.append("queued", job)
+        return self._with_pictures(rows)[0] if rows else None
+
+    def unfinished(self) -> list[int]:
+        """Jobs that ran when the application died."""
+        return [row["id"] for row in self._db.execute("SELECT id FROM jobs WHERE state = 'running' ORDER BY id")]
+
+    def half_saved(self) -> list[PictureInfo]:
+        """Units whose picture was being written when the application died; width and height are not known."""
+        rows = self._db.execute("SELECT * FROM units WHERE state = 'saving'")
+        return [
+            PictureInfo(id=r["path"], width=0, height=0, seed=r["seed"], job=r["job"], unit=r["unit"]) for r in rows
+        ]
+
+    def get(self, job: int) -> Job | None:
+        rows = self._with_pictures(self._db.execute("SELECT * FROM jobs WHERE id = ?", job))
+        return rows[0] if rows else None
+
+    def recent(self, limit: int = 50) -> list[Job]:
+        """Newest first."""
+        return self._with_pictures(self._db.execute("SELECT * FROM jobs ORDER BY id DESC LIMIT ?", limit))
+
+    def queued(self) -> int:
+        return int(self._db.execute("SELECT count(*) AS n FROM jobs WHERE state = 'queued'")[0]["n"])
+
+    def latest_pictures(self) -> tuple[PictureInfo, ...]:
+        """Of the newest job that has any."""
+        rows = self._db.execute("SELECT max(job) AS job FROM units WHERE state = 'done'")
+        return self._pictures([rows[0]["job"]]).get(rows[0]["job"], ())
+
+    def prune(self) -> None:
+        """Forget the oldest ended jobs."""
+        self._db.execute(
+            "DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled') AND id <="
+            " (SELECT id FROM jobs ORDER BY id DESC LIMIT 1 OFFSET ?)",
+            KEEP,
+        )
+
+    def _end(self, job: int, state: JobState, event: EventType, data: dict[str, Any]) -> None:
+        with self._db.transaction():
+            self._db.execute(
+                "UPDATE jobs SET state = ?, finished = ?, error = ?, message = ? WHERE id = ?",
+                state,
+                time.time(),
+                data.get("error"),
+                data.get("message"),
+                job,
+            )
+            self._events.append(event, job, data)
+
+    def _with_pictures(self, rows: list[Row]) -> list[Job]:
+        pictures = self._pictures([row["id"] for row in rows])
+        return [_job(row, pictures.get(row["id"], ())) for row in rows]
+
+    def _pictures(self, jobs: list[int]) -> dict[int, tuple[PictureInfo, ...]]:
+        marks = ", ".join("?" * len(jobs))
+        found: dict[int, tuple[PictureInfo, ...]] = {}
+        sql = f"SELECT * FROM units WHERE state = 'done' AND job IN ({marks}) ORDER BY job, unit"
+        for row in self._db.execute(sql, *jobs):
+            picture = PictureInfo(
+                id=row["path"],
+                **{key: row[key] for key in ("width", "height", "seed", "infotext", "job", "unit")},
+            )
+            found[row["job"]] = (*found.get(row["job"], ()), picture)
+        return found
+
+
+def _job(row: Row, pictures: tuple[PictureInfo, ...]) -> Job:
+    kept = ("id", "state", "created", "started", "finished", "attempts", "error", "message")
+    return Job(
+        **{key: row[key] for key in kept},
+        task=Task.model_validate_json(row["task"]),
+        model=ModelInfo.model_validate_json(row["model"]),
+        pictures=pictures,
+    )

@@ -1,0 +1,54 @@
+"""How far a running job is. Passing knowledge: it lives in memory, and only the latest counts."""
+
+import time
+from dataclasses import dataclass, field
+
+from pipelines.types import Step, Task
+
+
+@dataclass
+class Progress:
+    job: int
+    task: Task
+    done: int = 0
+    unit: int = 0
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None
+    preview: bytes | None = None
+    frame: int = 0
+    """Counts the previews, so that nobody is sent the same one twice."""
+    _batches: list[int] = field(default_factory=list)
+    _first_step: float | None = None
+    _steps_done: int = 0
+
+    def begin(self, units: tuple[int, ...]) -> None:
+        """`units` are still to be made; the others were finished by an earlier try."""
+        self.done = self.task.units - len(units)
+        self._batches = sorted({unit // self.task.batch_size for unit in units})
+
+    def take(self, event: Step, now: float | None = None) -> None:
+        now = time.monotonic() if now is None else now
+        self.unit, self.step, self.steps = event.unit, event.step, event.steps
+        if event.preview is not None:
+            self.preview, self.frame = event.preview, self.frame + 1
+        later = sum(batch > event.unit // self.task.batch_size for batch in self._batches)
+        if self._first_step is None:
+            self._first_step = now
+        else:  # the first step also pays for loading, so it only starts the clock
+            self._steps_done += 1
+            pace = (now - self._first_step) / self._steps_done
+            self.seconds_left = round(pace * (later * event.steps + event.steps - event.step), 1)
+
+    def public(self) -> dict[str, object]:
+        """What the pages and GET /jobs show."""
+        return {
+            "job": self.job,
+            "prompt": self.task.prompt[:200],
+            "done": self.done,
+            "total": self.task.units,
+            "unit": self.unit,
+            "step": self.step,
+            "steps": self.steps,
+            "seconds_left": self.seconds_left,
+        }

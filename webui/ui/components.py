@@ -1,0 +1,71 @@
+"""Widgets as the pages use them, and what every page is given. Factories: Gradio writes .pyi files for subclasses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from webui.i18n import t
+from webui.studio import Studio
+
+ASSETS = Path(__file__).parent / "assets"
+
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""How our handlers run: at once, without an overlay, and not as a public API; that is what /api/v1 is for."""
+
+MAY_FAIL: dict[str, Any] = QUIET | {"queue": True, "concurrency_limit": None}
+"""For handlers that raise gr.Error: outside of the queue Gradio answers 500, and the page shows no word of it."""
+
+
+@dataclass(frozen=True)
+class Shell:
+    """What is around the pages and shared by them."""
+
+    studio: Studio
+    blocks: gr.Blocks
+    tabs: gr.Tabs
+    model: gr.Dropdown
+    status: gr.HTML
+
+
+def asset(name: str) -> str:
+    return (ASSETS / name).read_text("utf-8")
+
+
+def script(call: str, elem_id: str, **options: Any) -> gr.HTML:
+    """An element that our own scripts fill in: `call` is one of assets/*.js, given the element and `trigger`.
+
+    Gradio takes each quoted word of the call for an event, so name there the events that the script fires.
+    """
+    return gr.HTML(html_template="", js_on_load=call, elem_id=elem_id, apply_default_css=False, **options)
+
+
+def text(key: str, lines: int, value: str = "", **options: Any) -> gr.Textbox:
+    return gr.Textbox(
+        value,
+        label=t(key),
+        placeholder=t(f"{key}_hint"),
+        lines=lines,
+        max_lines=12,
+        max_length=20_000,
+        interactive=True,
+        **options,
+    )
+
+
+def choice(key: str, choices: Sequence[str], value: str | None, **options: Any) -> gr.Dropdown:
+    return gr.Dropdown([(name, name) for name in choices], value=value, label=t(key), interactive=True, **options)
+
+
+def number(key: str, value: int, **options: Any) -> gr.Number:
+    return gr.Number(value, label=t(key), precision=0, interactive=True, **options)
+
+
+def slider(key: str, value: float, **options: Any) -> gr.Slider:
+    return gr.Slider(value=value, label=t(key), interactive=True, buttons=[], **options)
+
+
+def small_button(key: str, elem_id: str) -> gr.Button:
+    return gr.Button(t(key), size="sm", scale=0, min_width=72, elem_id=elem_id, elem_classes=["small"])

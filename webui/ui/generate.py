@@ -1,0 +1,158 @@
+"""The page that makes pictures. Inputs are named after GenerationRequest's fields: none is matched by position."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+from pydantic import ValidationError
+
+from pipelines import infotext
+from pipelines.errors import PipelineError
+from pipelines.types import GenerationRequest, ModelInfo
+from webui.i18n import t
+from webui.ui.components import MAY_FAIL, QUIET, Shell, choice, number, script, slider, small_button, text
+
+DEFAULTS = GenerationRequest(prompt="a purple car, 3d render")
+"""What the form holds at the very first visit; the prompt is something that the starter model draws well."""
+
+Values = Mapping[Any, Any]
+
+
+def page(shell: Shell) -> None:
+    with gr.Row(elem_id="txt2img"):
+        with gr.Column(scale=34, min_width=320, elem_id="txt2img_settings"):
+            fields = _form(shell)
+            go = gr.Button(t("generate"), variant="primary", elem_id="txt2img_generate")
+        with gr.Column(scale=66, min_width=320, elem_id="txt2img_results"):
+            stage = script("inkstone.stage(element, (infotext) => trigger('wanted', {infotext}))", "txt2img_gallery")
+    go.click(_submitter(shell, fields), set(fields.values()), None, **MAY_FAIL)
+    go.click(None, js="() => inkstone.showStage()", **QUIET)
+    _keep(shell, fields)
+    _take_over(shell, fields, stage)
+
+
+def _form(shell: Shell) -> dict[str, gr.components.Component]:
+    width, height = _native_size(shell, DEFAULTS.model)
+    fields: dict[str, gr.components.Component] = {"model": shell.model}
+    with gr.Column(scale=0, elem_id="txt2img_prompt_row"):  # apart, so that phones can keep it above the thumb
+        fields["prompt"] = text("prompt", 3, DEFAULTS.prompt, elem_id="txt2img_prompt")
+    fields["negative_prompt"] = text("negative_prompt", 2, elem_id="txt2img_neg_prompt")
+    with gr.Row(elem_classes=["fields"]):
+        fields["width"] = number("width", width, **SIDE, elem_id="txt2img_width")
+        swap = small_button("swap", "txt2img_res_switch_btn")
+        fields["height"] = number("height", height, **SIDE, elem_id="txt2img_height")
+    with gr.Row(elem_classes=["fields"]):
+        fields["steps"] = slider("steps", DEFAULTS.steps, minimum=1, maximum=150, step=1, elem_id="txt2img_steps")
+        fields["cfg_scale"] = slider(
+            "cfg_scale", DEFAULTS.cfg_scale, minimum=0, maximum=30, step=0.5, elem_id="txt2img_cfg_scale"
+        )
+    with gr.Row(elem_classes=["fields"]):
+        fields["sampler"] = choice("sampler", [DEFAULTS.sampler], DEFAULTS.sampler, elem_id="txt2img_sampling")
+        fields["schedule"] = choice("schedule", [DEFAULTS.schedule], DEFAULTS.schedule, elem_id="txt2img_scheduler")
+    with gr.Row(elem_classes=["fields"]):
+        fields["seed"] = number("seed", DEFAULTS.seed, minimum=-1, elem_id="txt2img_seed")
+        randomise = small_button("random", "txt2img_random_seed")
+        reuse = small_button("reuse", "txt2img_reuse_seed")
+    with gr.Row(elem_classes=["fields"]):
+        fields["batch_count"] = number("batch_count", 1, minimum=1, maximum=100, elem_id="txt2img_batch_count")
+        fields["batch_size"] = number("batch_size", 1, minimum=1, maximum=16, elem_id="txt2img_batch_size")
+
+    sides = [fields["width"], fields["height"]]
+    swap.click(None, sides, sides, js="(width, height) => [height, width]", **QUIET)
+    randomise.click(None, None, fields["seed"], js="() => -1", **QUIET)
+    reuse.click(None, fields["seed"], fields["seed"], js="(seed) => inkstone.seed() ?? seed", **QUIET)
+    shell.model.input(lambda name: _native_size(shell, name), shell.model, sides, **QUIET)
+    return fields
+
+
+SIDE: dict[str, Any] = {"minimum": 64, "maximum": 4096, "step": 8, "min_width": 96}
+
+
+def _native_size(shell: Shell, name: str) -> tuple[int, int]:
+    models: dict[str, ModelInfo] = {info.name: info for info in shell.studio.models()}
+    model = models.get(name or shell.studio.default_model())
+    return (model.width, model.height) if model else (512, 512)
+
+
+def _submitter(shell: Shell, fields: Mapping[str, Any]) -> Callable[[Values], Any]:
+    async def submit(values: Values) -> None:
+        """Only puts it into the queue: progress and pictures come over the page's own channel."""
+        wanted = {name: values[field] for name, field in fields.items() if values[field] is not None}
+        try:
+            await shell.studio.submit(GenerationRequest(**wanted))
+        except ValidationError as error:
+            raise gr.Error(_sentence(error), print_exception=False) from error
+        except PipelineError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return submit
+
+
+def _sentence(error: ValidationError) -> str:
+    return " ".join(f"{each['loc'][0]}: {each['msg'].removeprefix('Value error, ')}." for each in error.errors())
+
+
+def _keep(shell: Shell, fields: Mapping[str, Any]) -> None:
+    """The form outlives the tab: each change is kept in the browser, without a request."""
+    saved = gr.BrowserState({}, storage_key="inkstone-form", secret="inkstone")  # the secret is sent to the page: none
+    kept = list(fields.values())
+    names = json.dumps(list(fields))
+    gr.on(
+        [field.change for field in kept],
+        None,
+        [saved, *kept],
+        saved,
+        js=f"(saved, ...values) => inkstone.form(saved, {names}, values)",
+        **QUIET,
+    )
+
+    def opened(values: dict[str, Any]) -> dict[Any, Any]:
+        updates = _refresh(shell, fields)
+        for name, value in values.items():
+            if name in fields and _acceptable(fields[name], name, value):
+                updates[fields[name]] = updates.get(fields[name], {}) | gr.update(value=value)
+        return updates
+
+    shell.blocks.load(opened, saved, kept, **QUIET).then(None, js="() => { inkstone.formIsReady = true }", **QUIET)
+    shell.status.greeted(lambda: _refresh(shell, fields), None, kept, **QUIET)
+
+
+def _take_over(shell: Shell, fields: Mapping[str, Any], stage: gr.HTML) -> None:
+    """The settings of a picture, back into the form."""
+
+    def wanted(event: gr.EventData) -> dict[Any, Any]:
+        try:
+            request = infotext.load(str(event.infotext))
+        except PipelineError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        values = {name: getattr(request, name) for name in request.model_fields_set & fields.keys()}
+        fitting = {fields[name]: value for name, value in values.items() if _acceptable(fields[name], name, value)}
+        return {**fitting, shell.tabs: gr.Tabs(selected="txt2img")}
+
+    stage.wanted(wanted, None, [*fields.values(), shell.tabs], **MAY_FAIL)
+
+
+def _refresh(shell: Shell, fields: Mapping[str, Any]) -> dict[Any, Any]:
+    """Fill the drop-downs from the disk and from the worker's greeting; for this page, later ones and the checks."""
+    able = shell.studio.capabilities
+    choices = {
+        "model": [info.name for info in shell.studio.models()],
+        "sampler": list(able.samplers) if able else [],
+        "schedule": list(able.schedules) if able else [],
+    }
+    known = {fields[name]: [(each, each) for each in names] for name, names in choices.items() if names}
+    if any(field.choices != pairs for field, pairs in known.items()):
+        for field, pairs in known.items():
+            field.choices = pairs
+        shell.blocks.config = shell.blocks.get_config_file()
+    return {field: gr.update(choices=pairs) for field, pairs in known.items()}
+
+
+def _acceptable(field: Any, name: str, value: Any) -> bool:
+    """Whether what a browser kept may go back into the form: models go away, and versions differ."""
+    try:
+        GenerationRequest.model_validate({name: value})
+    except ValidationError:
+        return False
+    return value in [pair[1] for pair in field.choices] if isinstance(field, gr.Dropdown) else True
