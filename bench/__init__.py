@@ -1,0 +1,1 @@
+"""What Inkstone costs, measured: `uv run python -m bench`. Prints figures and ratios; fails nothing."""

@@ -1,0 +1,165 @@
+"""Our sampling loop against diffusers' own pipeline: same model, sampler, steps and size, in turns.
+
+Counted are seconds of the CPU in one thread: on a busy machine wall time says nothing, and with more threads waiting
+counts as work. `python -m bench.loop [model folder]`
+"""
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.types import Assignment, Event, Failed, GenerationRequest, ModelInfo
+
+STARTER = Path(__file__).parent.parent / "models" / "starter"
+PROMPT = "a purple car, 3d render"
+CFG = 4.0
+
+
+class Row(NamedTuple):
+    name: str
+    value: float
+    unit: str
+
+
+Rows = list[Row]
+
+
+def run(model: Path = STARTER, steps: int = 20, size: int = 128, rounds: int = 5) -> Rows:
+    """The medians over `rounds` turns, after one turn that is not counted."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [row for sampler in ("DPM++ 2M", "Euler") for row in compare(model, sampler, steps, size, rounds)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def compare(model: Path, sampler: str, steps: int, size: int, rounds: int) -> Rows:
+    from pipelines.families.sd1 import SD1
+
+    request = GenerationRequest(
+        prompt=PROMPT, width=size, height=size, steps=steps, seed=1, cfg_scale=CFG, sampler=sampler, schedule="Karras"
+    )
+    loaded = SD1.load(model, torch_cpu())
+    forwards = Stopwatch()
+    loaded.unet.register_forward_pre_hook(forwards.start)
+    loaded.unet.register_forward_hook(forwards.stop)
+    ways: dict[str, Callable[[], object]] = {
+        "ours": partial(draw, loaded, request),
+        "diffusers": diffusers_pipeline(loaded, model, request),
+        "session": whole_job(loaded, model, request),
+    }
+    totals: dict[str, list[float]] = {name: [] for name in ways}
+    around: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            forwards.seconds = 0.0
+            start = time.process_time()
+            way()
+            total = time.process_time() - start
+            if turn:
+                totals[name].append(total)
+                around[name].append(total - forwards.seconds)
+    return rows(f"{sampler}, {steps} steps, {size} px", steps, totals, around)
+
+
+def rows(what: str, steps: int, totals: dict[str, list[float]], around: dict[str, list[float]]) -> Rows:
+    median = {name: statistics.median(seconds) for name, seconds in totals.items()}
+    rest = {name: statistics.median(seconds) * 1000 for name, seconds in around.items()}
+    ratios = [ours / theirs for ours, theirs in zip(totals["ours"], totals["diffusers"], strict=True)]
+    return [
+        *(Row(f"{what}: {name}, a picture", seconds, "CPU s") for name, seconds in median.items()),
+        Row(f"{what}: ours / diffusers", statistics.median(ratios), ""),
+        *(Row(f"{what}: {name}, all but the U-Net, a picture", value, "CPU ms") for name, value in rest.items()),
+        Row(
+            f"{what}: previews, events and PNG of a session, a step", (rest["session"] - rest["ours"]) / steps, "CPU ms"
+        ),
+    ]
+
+
+class Stopwatch:
+    """The time inside a module, by its hooks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def start(self, *_: object) -> None:
+        self._start = time.process_time()
+
+    def stop(self, *_: object) -> None:
+        self.seconds += time.process_time() - self._start
+
+
+def torch_cpu() -> Any:
+    import torch
+
+    return torch.device("cpu")
+
+
+def draw(loaded: Any, request: GenerationRequest) -> None:
+    from pipelines.generate import batches, encode, generate
+
+    [batch] = batches(request, [0])
+    [_] = generate(request, loaded, encode(request, loaded), batch, lambda index, x0: None)
+
+
+def diffusers_pipeline(loaded: Any, model: Path, request: GenerationRequest) -> Callable[[], object]:
+    """Around the very same modules, so that only the loops differ."""
+    import torch
+    from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+
+    kind = {"DPM++ 2M": DPMSolverMultistepScheduler, "Euler": EulerDiscreteScheduler}[request.sampler]
+    parts = {"unet": loaded.unet, "vae": loaded.vae, "text_encoder": loaded.text_encoder}
+    pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, local_files_only=True, **parts)
+    pipe.scheduler = kind.from_config({**pipe.scheduler.config, "timestep_spacing": "linspace"}, use_karras_sigmas=True)
+    pipe.set_progress_bar_config(disable=True)
+
+    def once() -> object:
+        return pipe(
+            request.prompt,
+            width=request.width,
+            height=request.height,
+            num_inference_steps=request.steps,
+            guidance_scale=request.cfg_scale,
+            generator=torch.Generator().manual_seed(request.seed),
+        ).images[0]
+
+    return once
+
+
+def whole_job(loaded: Any, model: Path, request: GenerationRequest) -> Callable[[], object]:
+    """As a worker does it, with previews, events and the PNG."""
+    from pipelines.manager import ModelManager
+    from pipelines.session import Session
+
+    device = torch_cpu()
+    session = Session(ModelManager(device, families={"sd1": lambda path, device: loaded}), device)
+    info = ModelInfo(name="model", family="sd1", path=model, size_bytes=0, width=request.width, height=request.height)
+    assignment = Assignment(job=1, task=request, model=info, units=(0,))
+
+    def once() -> object:
+        events: list[Event] = []
+        session.run(assignment, events.append, lambda: None, lambda status: None)
+        if isinstance(events[-1], Failed):
+            raise RuntimeError(events[-1].message)
+        return events
+
+    return once
+
+
+def main() -> None:
+    for row in run(Path(sys.argv[1]) if len(sys.argv) > 1 else STARTER):
+        sys.stdout.write(f"{row.name:80} {row.value:9.3f} {row.unit}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The recipe: what a batch is, that pictures repeat, and that nothing is computed twice."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines.errors import UnknownChoice
+from pipelines.families.base import Cond, LoadedModel
+from pipelines.families.sd1 import SD1
+from pipelines.generate import Batch, batches, encode, generate, guided
+from pipelines.samplers import SAMPLERS, Denoise
+from pipelines.types import GenerationRequest
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> SD1:
+    return SD1.load(tiny, torch.device("cpu"))
+
+
+def request(**values: Any) -> GenerationRequest:
+    defaults = {"prompt": "a cat", "negative_prompt": "rain", "width": 64, "height": 64, "steps": 4, "seed": 5}
+    return GenerationRequest(**{**defaults, **values})
+
+
+def draw(model: SD1, asked: GenerationRequest, wanted: range | None = None) -> dict[int, PIL.Image.Image]:
+    cond = encode(asked, model)
+    pictures: dict[int, PIL.Image.Image] = {}
+    for batch in batches(asked, range(asked.units) if wanted is None else wanted):
+        pictures.update(generate(asked, model, cond, batch, lambda i, x0: None))
+    return pictures
+
+
+def difference(one: PIL.Image.Image, other: PIL.Image.Image) -> int:
+    return int(np.abs(np.asarray(one).astype(int) - np.asarray(other)).max())
+
+
+def test_batches_are_never_cut() -> None:
+    asked = request(batch_count=3, batch_size=2)
+    whole = [Batch(range(0, 2), (0, 1)), Batch(range(2, 4), (2, 3)), Batch(range(4, 6), (4, 5))]
+    assert batches(asked, range(6)) == whole
+    assert batches(asked, (3, 4)) == [Batch(range(2, 4), (3,)), Batch(range(4, 6), (4,))]
+    assert batches(asked, ()) == []
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_pictures_repeat(model: SD1, sampler: str) -> None:
+    first, again = (draw(model, request(sampler=sampler)) for _ in range(2))
+    assert first[0].tobytes() == again[0].tobytes()
+    assert difference(first[0], draw(model, request(sampler=sampler, seed=6))[0]) > 5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_image_k_of_a_batch_is_the_single_image_of_seed_plus_k(model: SD1, sampler: str) -> None:
+    together = draw(model, request(sampler=sampler, batch_size=4))
+    for unit, picture in together.items():
+        alone = draw(model, request(sampler=sampler, seed=5 + unit))
+        assert difference(picture, alone[0]) <= 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_rest_of_a_batch_has_the_same_pixels(model: SD1, sampler: str) -> None:
+    """After a crash only what is missing is made, and it must be what would have been made without the crash."""
+    asked = request(sampler=sampler, batch_count=2, batch_size=3)
+    whole, rest = draw(model, asked), draw(model, asked, range(4, 6))
+    assert list(rest) == [4, 5]
+    assert all(rest[unit].tobytes() == whole[unit].tobytes() for unit in rest)
+
+
+@pytest.mark.parametrize(("scale", "rows"), [(1.0, [1] * 4), (7.0, [2] * 4), (0.0, [2] * 4)])
+def test_one_pass_of_the_network_a_step(model: SD1, scale: float, rows: list[int]) -> None:
+    """Both passes of guidance are one batch; without guidance there is only one."""
+    seen: list[int] = []
+    hook = model.unet.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    draw(model, request(cfg_scale=scale))
+    hook.remove()
+    assert seen == rows
+
+
+def test_guidance_goes_from_the_negative_prompt_to_the_prompt() -> None:
+    class Two:
+        def predict(self, x: Tensor, sigma: float, cond: Cond) -> Tensor:
+            return cond.tokens * torch.ones_like(x)
+
+    cond = Cond(torch.tensor([[3.0], [1.0]])).repeated(2)
+    assert cond.tokens.tolist() == [[3.0], [3.0], [1.0], [1.0]]
+    two: Any = Two()
+    assert guided(two, cond, 2.5)(torch.zeros(2, 1), 1.0).tolist() == [[6.0], [6.0]]
+    assert guided(two, Cond(torch.tensor([[3.0]])), 1.0)(torch.zeros(1, 1), 1.0).tolist() == [[3.0]]
+
+
+def test_the_negative_prompt_counts(model: SD1) -> None:
+    asked = request(cfg_scale=10)
+    other = asked.model_copy(update={"negative_prompt": "snow and ice"})
+    assert draw(model, asked)[0].tobytes() != draw(model, other)[0].tobytes()
+
+
+def test_extensions_wrap_the_denoiser_outermost_last(model: SD1) -> None:
+    order: list[str] = []
+
+    def named(name: str) -> Any:
+        def wrap(denoise: Denoise, loaded: LoadedModel, asked: GenerationRequest) -> Denoise:
+            assert loaded is model
+            assert asked.seed == 5
+
+            def inner(x: Tensor, sigma: float) -> Tensor:
+                order.append(name)
+                return denoise(x, sigma)
+
+            return inner
+
+        return wrap
+
+    asked = request(steps=2)
+    batch = batches(asked, [0])[0]
+    wrapped = dict(
+        generate(asked, model, encode(asked, model), batch, lambda i, x0: None, (named("first"), named("second")))
+    )
+    assert order == ["second", "first"] * 2
+    assert wrapped[0].tobytes() == draw(model, asked)[0].tobytes()
+
+
+def test_odd_sizes(model: SD1) -> None:
+    assert draw(model, request(width=72, height=104, steps=1))[0].size == (72, 104)
+
+
+@pytest.mark.parametrize("choice", [{"sampler": "Eular"}, {"schedule": "Karas"}])
+def test_unknown_choices(model: SD1, choice: dict[str, str]) -> None:
+    with pytest.raises(UnknownChoice, match="Choose one of: "):
+        draw(model, request(**choice))

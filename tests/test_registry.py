@@ -1,0 +1,69 @@
+"""Which folders are checkpoints, what they are called, and what is said about the others."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import ModelNotFound
+from pipelines.registry import CARD, WEIGHTS, Registry
+
+
+def registry(*folders: Path) -> Registry:
+    found = Registry(folders)
+    found.scan()
+    return found
+
+
+def test_a_diffusers_folder_is_found_by_its_content(models: Path) -> None:
+    (info,) = registry(models).all()
+    assert (info.name, info.family, info.width, info.height) == ("tiny", "sd1", 64, 64)
+    assert info.size_bytes > 100_000
+    assert info.sha256 is None
+
+
+def test_a_model_says_what_it_likes(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(models / "tiny", tmp_path / "tiny")
+    assert registry(tmp_path).get("").cfg_scale == 7
+    (tmp_path / "tiny" / CARD).write_text('{"cfg_scale": 4}')
+    assert registry(tmp_path).get("").cfg_scale == 4
+    (tmp_path / "tiny" / CARD).write_text('{"cfg_scale": "much"}')
+    assert registry(tmp_path).all() == []
+    assert CARD in caplog.text
+
+
+def test_hashes_are_computed_once_and_kept_over_a_scan(models: Path) -> None:
+    found = registry(models)
+    found.hash_all()
+    digest = hashlib.sha256((models / "tiny" / "unet" / WEIGHTS).read_bytes()).hexdigest()
+    assert found.get("tiny").sha256 == digest
+    found.scan()
+    assert found.get("tiny").sha256 == digest
+
+
+def test_an_empty_name_is_the_first_and_an_unknown_one_names_the_choices(models: Path, tmp_path: Path) -> None:
+    assert registry(models).get("").name == "tiny"
+    with pytest.raises(ModelNotFound, match="There are: tiny"):
+        registry(models).get("nope")
+    with pytest.raises(ModelNotFound, match="Put one there"):
+        registry(tmp_path).get("")
+
+
+def test_the_earlier_folder_wins_and_a1111s_folder_is_no_part_of_the_name(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "tiny", tmp_path / "Stable-diffusion" / "sub" / "other")
+    shutil.copytree(models / "tiny", tmp_path / "tiny")
+    found = registry(tmp_path, models)
+    assert [info.name for info in found.all()] == ["sub/other", "tiny"]
+    assert found.get("tiny").path.is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", json.dumps({"_class_name": "FluxPipeline"})])
+def test_what_cannot_be_run_is_skipped_and_said(content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part in ("unet", "vae"):
+        (tmp_path / "odd" / part).mkdir(parents=True)
+        (tmp_path / "odd" / part / "config.json").write_text("{}")
+    (tmp_path / "odd" / "model_index.json").write_text(content)
+    assert registry(tmp_path).all() == []
+    assert "odd" in caplog.text

@@ -1,0 +1,212 @@
+"""Stable Diffusion 1.x: the mathematics around the modules, and what is said about broken folders."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.errors import BadModel, ModelNotFound, PipelineError
+from pipelines.families.sd1 import SD1
+from pipelines.loading import choose_dtype
+from pipelines.prompt import parse
+from tests.tiny import save_sd1
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> SD1:
+    return SD1.load(tiny, CPU)
+
+
+@pytest.fixture
+def broken(tiny: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny, tmp_path / "broken")
+
+
+def test_everything_is_loaded_for_the_device(model: SD1) -> None:
+    for part in (model.unet, model.vae, model.text_encoder):
+        assert not part.training
+        assert {(weight.dtype, weight.device) for weight in part.parameters()} == {(torch.float32, CPU)}
+        assert not any(weight.requires_grad for weight in part.parameters())
+    assert choose_dtype(torch.device("cuda:0")) == torch.float16
+    assert choose_dtype(CPU) == torch.float32
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_predict_takes_the_noise_out(tiny: Path, tmp_path: Path, prediction: str) -> None:
+    """Were the network right about what it predicts, x0 would come out exactly: here it is made to be right."""
+    model = SD1.load(save_sd1(tmp_path / "model", prediction), CPU)
+    x0, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def oracle(module: Any, inputs: tuple[torch.Tensor, ...], output: Any) -> tuple[torch.Tensor]:
+        seen.append((inputs[0], inputs[1]))
+        alpha, spread = 1 / math.sqrt(1 + 3.0**2), 3.0 / math.sqrt(1 + 3.0**2)
+        return (noise if prediction == "epsilon" else alpha * noise - spread * x0,)
+
+    model.unet.register_forward_hook(oracle)
+    found = model.predict(x0 + 3.0 * noise, 3.0, model.encode([parse("a cat")]))
+    assert torch.allclose(found, x0, atol=1e-5)
+    scaled, step = seen[0]
+    assert torch.allclose(scaled, (x0 + 3.0 * noise) / math.sqrt(10))
+    assert model.levels.sigma(float(step[0])) == pytest.approx(3.0, rel=1e-5)
+
+
+def test_pictures_are_those_of_diffusers(tiny: Path) -> None:
+    """The same prompt, seed, steps and guidance through diffusers' own pipeline, to the last picture."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+
+    from pipelines.generate import batches, encode, generate
+    from pipelines.types import GenerationRequest
+
+    model = SD1.load(tiny, CPU)
+    request = GenerationRequest(
+        prompt="a cat", negative_prompt="rain", width=64, height=96, steps=8, seed=3, sampler="Euler", schedule="Karras"
+    )
+    batch = batches(request, [0])[0]
+    [(_, ours)] = generate(request, model, encode(request, model), batch, lambda i, x0: None)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None, torch_dtype=torch.float32)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(
+        pipe.scheduler.config, use_karras_sigmas=True, timestep_spacing="linspace"
+    )
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        "a cat",
+        negative_prompt="rain",
+        width=64,
+        height=96,
+        num_inference_steps=8,
+        guidance_scale=7.0,
+        generator=torch.Generator().manual_seed(3),
+    ).images[0]
+    assert ours.size == theirs.size == (64, 96)
+    assert np.abs(np.asarray(ours).astype(int) - np.asarray(theirs)).max() <= 1
+
+
+def test_plain_prompts_are_encoded_as_transformers_does(model: SD1) -> None:
+    ids = model.tokenizer(["a cat", ""], padding="max_length", return_tensors="pt").input_ids
+    ours = model.encode([parse("a cat"), parse("")]).tokens
+    assert torch.allclose(ours, model.text_encoder(ids)[0], atol=1e-6)
+
+
+def test_weights_scale_features(model: SD1) -> None:
+    """Here the mean of the features is 0 up to rounding, as the last norm makes it: nothing can be brought back."""
+    plain, weighted = model.encode([parse("a cat"), parse("a (cat:1.5)")]).tokens
+    assert torch.allclose(weighted[2:5], plain[2:5] * 1.5)  # begin, a, c, a, t, end, ...
+    assert torch.equal(weighted[:2], plain[:2])
+    assert torch.equal(weighted[5:], plain[5:])
+
+
+def test_weights_keep_the_mean(tiny: Path) -> None:
+    model = SD1.load(tiny, CPU)
+    model.text_encoder.final_layer_norm.bias.fill_(0.2)
+    plain, weighted = model.encode([parse("a cat"), parse("a (cat:1.5)")]).tokens
+    assert float(weighted.mean()) == pytest.approx(float(plain.mean()), rel=1e-4)
+    ratio = (weighted / plain).median(1).values
+    assert float(ratio[0]) < 1
+    assert float(ratio[2]) == pytest.approx(1.5 * float(ratio[0]), rel=1e-4)
+
+
+def test_long_prompts_take_further_chunks(model: SD1) -> None:
+    """Nothing is cut off, and the shorter prompt is filled up with an empty chunk."""
+    both = model.encode([parse("a" * 10 + " b" * 90), parse("c")]).tokens
+    assert both.shape == (2, 2 * 77, 32)
+    empty = model.encode([parse("")]).tokens[0]
+    assert torch.allclose(both[1, 77:], empty, atol=1e-6)
+    tail = model.encode([parse("b " * 25)]).tokens[0]
+    assert torch.allclose(both[0, 77:], tail, atol=1e-6)
+    assert model.encode([parse("b " * 75)]).tokens.shape[1] == 77
+
+
+def test_any_text_has_finite_features(model: SD1) -> None:
+    for text in ("日本 🎉 é", "<|endoftext|>", "\x00\n\t", "(a:100) (b:-100)", "(((((a)))))"):
+        assert model.encode([parse(text)]).tokens.isfinite().all()
+
+
+def test_latents_go_both_ways(model: SD1) -> None:
+    assert model.latent_shape(64, 128) == (4, 16, 8)
+    latent = model.to_latent(torch.rand(2, 3, 128, 64))
+    assert latent.shape == (2, 4, 16, 8)
+    assert model.decode(latent[0]).size == (64, 128)
+
+
+def test_invalid_numbers_are_no_black_picture(model: SD1) -> None:
+    with pytest.raises(PipelineError, match="NaN"):
+        model.decode(torch.full((4, 8, 8), math.nan))
+
+
+def test_a_model_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="nothing at"):
+        SD1.load(tmp_path / "gone", CPU)
+
+
+def spoil_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def drop_a_weight(file: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(file)
+    weights.pop(sorted(weights)[0])
+    save_file(weights, file, {"format": "pt"})
+
+
+UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+FAULTS: dict[str, Callable[[Path], object]] = {
+    "no U-Net": lambda folder: shutil.rmtree(folder / "unet"),
+    "no weights": lambda folder: (folder / UNET).unlink(),
+    "no tokenizer": lambda folder: shutil.rmtree(folder / "tokenizer"),
+    "empty tokenizer": lambda folder: [os.remove(file) for file in (folder / "tokenizer").iterdir()],
+    "no schedule": lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(),
+    "spoilt schedule": lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text("{"),
+    "a list for a schedule": lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text("[]"),
+    "unknown prediction": lambda folder: spoil_json(
+        folder / "scheduler" / "scheduler_config.json", prediction_type="sample"
+    ),
+    "spoilt settings": lambda folder: (folder / "unet" / "config.json").write_text("no json"),
+    "truncated U-Net": lambda folder: cut(folder / UNET),
+    "truncated VAE": lambda folder: cut(folder / VAE),
+    "truncated text encoder": lambda folder: cut(folder / TEXT),
+    "empty weights": lambda folder: (folder / VAE).write_bytes(b""),
+    "text for weights": lambda folder: (folder / TEXT).write_text("version https://git-lfs.github.com/spec/v1"),
+    "a U-Net with a gap": lambda folder: drop_a_weight(folder / UNET),
+    "a VAE with a gap": lambda folder: drop_a_weight(folder / VAE),
+    "a text encoder with a gap": lambda folder: drop_a_weight(folder / TEXT),
+    "a U-Net of another size": lambda folder: spoil_json(folder / "unet" / "config.json", block_out_channels=[16, 64]),
+    "a VAE of another size": lambda folder: spoil_json(
+        folder / "vae" / "config.json", block_out_channels=[8, 8, 8, 32]
+    ),
+    "a text encoder of another size": lambda folder: spoil_json(
+        folder / "text_encoder" / "config.json", intermediate_size=64
+    ),
+    "an inpainting U-Net": lambda folder: spoil_json(folder / "vae" / "config.json", latent_channels=9),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_broken_folders_are_told_in_a_sentence(broken: Path, fault: str) -> None:
+    FAULTS[fault](broken)
+    with pytest.raises(BadModel) as raised:
+        SD1.load(broken, CPU)
+    assert str(raised.value).endswith(".")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
+
+
+def test_a_single_file_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(BadModel, match="single file"):
+        SD1.load(tmp_path / "model.safetensors", CPU)
