@@ -11,19 +11,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from bench.rows import Row
 from pipelines.types import Assignment, Event, Failed, GenerationRequest, ModelInfo
 
 STARTER = Path(__file__).parent.parent / "models" / "starter"
 PROMPT = "a purple car, 3d render"
 CFG = 4.0
-
-
-class Row(NamedTuple):
-    name: str
-    value: float
-    unit: str
 
 
 Rows = list[Row]
@@ -52,8 +47,9 @@ def compare(model: Path, sampler: str, steps: int, size: int, rounds: int) -> Ro
     forwards = Stopwatch()
     loaded.unet.register_forward_pre_hook(forwards.start)
     loaded.unet.register_forward_hook(forwards.stop)
+    loop = Loop(forwards)
     ways: dict[str, Callable[[], object]] = {
-        "ours": partial(draw, loaded, request),
+        "ours": partial(draw, loaded, request, loop),
         "diffusers": diffusers_pipeline(loaded, model, request),
         "session": whole_job(loaded, model, request),
     }
@@ -68,20 +64,20 @@ def compare(model: Path, sampler: str, steps: int, size: int, rounds: int) -> Ro
             if turn:
                 totals[name].append(total)
                 around[name].append(total - forwards.seconds)
-    return rows(f"{sampler}, {steps} steps, {size} px", steps, totals, around)
+    around_a_step = Row(f"{sampler}: ours, around the U-Net", statistics.median(loop.seconds) * 1000, "CPU ms a step")
+    return [*rows(sampler, steps, totals, around), around_a_step]
 
 
-def rows(what: str, steps: int, totals: dict[str, list[float]], around: dict[str, list[float]]) -> Rows:
+def rows(sampler: str, steps: int, totals: dict[str, list[float]], around: dict[str, list[float]]) -> Rows:
     median = {name: statistics.median(seconds) for name, seconds in totals.items()}
     rest = {name: statistics.median(seconds) * 1000 for name, seconds in around.items()}
     ratios = [ours / theirs for ours, theirs in zip(totals["ours"], totals["diffusers"], strict=True)]
+    extra = (rest["session"] - rest["ours"]) / steps
     return [
-        *(Row(f"{what}: {name}, a picture", seconds, "CPU s") for name, seconds in median.items()),
-        Row(f"{what}: ours / diffusers", statistics.median(ratios), ""),
-        *(Row(f"{what}: {name}, all but the U-Net, a picture", value, "CPU ms") for name, value in rest.items()),
-        Row(
-            f"{what}: previews, events and PNG of a session, a step", (rest["session"] - rest["ours"]) / steps, "CPU ms"
-        ),
+        Row(f"{sampler}: ours / diffusers", statistics.median(ratios), ""),
+        *(Row(f"{sampler}: {name}", seconds, "CPU s a picture") for name, seconds in median.items()),
+        *(Row(f"{sampler}: {name}, all but the U-Net", value, "CPU ms a picture") for name, value in rest.items()),
+        Row(f"{sampler}: previews, events and PNG", extra, "CPU ms a step"),
     ]
 
 
@@ -99,17 +95,32 @@ class Stopwatch:
         self.seconds += time.process_time() - self._start
 
 
+class Loop:
+    """The time of a step that is not the U-Net's, told by a loop's `on_step`."""
+
+    def __init__(self, forwards: Stopwatch) -> None:
+        self.seconds: list[float] = []
+        self._forwards = forwards
+        self._last = (0.0, 0.0)
+
+    def on_step(self, index: int, x0: object) -> None:
+        now, inside = time.process_time(), self._forwards.seconds
+        if index:
+            self.seconds.append(now - self._last[0] - (inside - self._last[1]))
+        self._last = now, inside
+
+
 def torch_cpu() -> Any:
     import torch
 
     return torch.device("cpu")
 
 
-def draw(loaded: Any, request: GenerationRequest) -> None:
+def draw(loaded: Any, request: GenerationRequest, loop: Loop) -> None:
     from pipelines.generate import batches, encode, generate
 
     [batch] = batches(request, [0])
-    [_] = generate(request, loaded, encode(request, loaded), batch, lambda index, x0: None)
+    [_] = generate(request, loaded, encode(request, loaded), batch, loop.on_step)
 
 
 def diffusers_pipeline(loaded: Any, model: Path, request: GenerationRequest) -> Callable[[], object]:
@@ -158,7 +169,7 @@ def whole_job(loaded: Any, model: Path, request: GenerationRequest) -> Callable[
 
 def main() -> None:
     for row in run(Path(sys.argv[1]) if len(sys.argv) > 1 else STARTER):
-        sys.stdout.write(f"{row.name:80} {row.value:9.3f} {row.unit}\n")
+        sys.stdout.write(f"{row}\n")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,7 +38,7 @@ def prepare(plugins: pluggy.PluginManager, request: GenerationRequest) -> Genera
     """Pass a request through every prepare_request hook in turn; what comes out is validated anew."""
     for hook in plugins.hook.prepare_request.get_hookimpls():
         try:
-            changed: Any = hook.function(request)
+            changed = _call(hook, request=request)
             request = GenerationRequest.model_validate(changed.model_dump()) if changed is not None else request
         except PipelineError:  # the extension speaks to the user
             raise
@@ -46,8 +47,18 @@ def prepare(plugins: pluggy.PluginManager, request: GenerationRequest) -> Genera
     return request
 
 
-def denoiser_wrappers(plugins: pluggy.PluginManager) -> tuple[Any, ...]:
-    return tuple(hook.function for hook in plugins.hook.wrap_denoiser.get_hookimpls())
+def denoiser_wrappers(plugins: pluggy.PluginManager) -> tuple[Callable[[Any, Any, GenerationRequest], Any], ...]:
+    """[worker] The functions around the denoiser, in the order in which they are put on."""
+
+    def wrapper(hook: pluggy.HookImpl) -> Callable[[Any, Any, GenerationRequest], Any]:
+        return lambda denoise, model, request: _call(hook, denoise=denoise, model=model, request=request)
+
+    return tuple(map(wrapper, plugins.hook.wrap_denoiser.get_hookimpls()))
+
+
+def _call(hook: pluggy.HookImpl, **given: Any) -> Any:
+    """One plugin's hook: as everywhere in pluggy, it may name only the arguments that it wants, in any order."""
+    return hook.function(*(given[name] for name in hook.argnames))
 
 
 def _import_file(name: str, path: Path) -> ModuleType:

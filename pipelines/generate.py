@@ -18,8 +18,9 @@ from pipelines.prompt import parse
 from pipelines.samplers import Denoise, ImageNoise, OnStep, sampler_named, sigmas_for
 from pipelines.types import GenerationRequest
 
-WrapDenoise = Callable[[Denoise, LoadedModel, GenerationRequest], Denoise]
-"""How extensions take part: ControlNet, regional prompts and tricks with CFG are one function around another."""
+WrapDenoise = Callable[[Denoise, LoadedModel, GenerationRequest], Denoise | None]
+"""How extensions take part: ControlNet, regional prompts and tricks with CFG are one function around another.
+None leaves the denoiser as it is. The inner function is called once a step, with sigma as a plain number."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def generate(
     sigmas = sigmas_for(sampler, request.schedule, request.steps, model.levels)
     denoise = guided(model, cond.repeated(len(batch.units)), request.cfg_scale)
     for wrap in wrappers:
-        denoise = wrap(denoise, model, request)
+        denoise = wrap(denoise, model, request) or denoise
     seeds = [request.seed_of(unit) for unit in batch.units]
     noise = ImageNoise(model.latent_shape(request.width, request.height), seeds, model.device)
     latents = sampler.solve(denoise, noise() * sigmas[0], sigmas, noise, on_step)

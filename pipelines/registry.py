@@ -97,6 +97,8 @@ def identify(folder: Path, root: Path) -> ModelInfo:
     vae = _read(folder / "vae" / "config.json")
     for row in SIGNATURES:
         if row.pipeline == pipeline and all(unet.get(key) == value for key, value in row.unet.items()):
+            if not (folder / "unet" / WEIGHTS).is_file():
+                raise BadModel(f"unet/{WEIGHTS} is missing; weights in other files are not read yet.")
             side = int(unet.get("sample_size", 64)) * 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
             return ModelInfo(
                 name=folder.relative_to(root).as_posix().removeprefix("Stable-diffusion/"),

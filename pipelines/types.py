@@ -118,7 +118,7 @@ class Started(Frozen):
 
 
 class Step(Frozen):
-    """One denoising step is done. `unit` is the first image of the batch that is being made."""
+    """One denoising step is done. `unit` is the first image of the batch that is still wanted."""
 
     type: Literal["step"] = "step"
     unit: int

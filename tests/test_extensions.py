@@ -29,7 +29,7 @@ def test_wildcards_follow_the_seed(tmp_path: Path) -> None:
 
 def test_an_extension_of_a_user_is_asked_in_turn(tmp_path: Path) -> None:
     add(tmp_path, "shout", HOOK + "    return request.model_copy(update={'prompt': request.prompt.upper()})")
-    add(tmp_path, "silent", HOOK + "    return None")
+    add(tmp_path, "silent", HOOK.replace("request):", "):") + "    return None")  # pluggy lets it leave out arguments
     assert loader.prepare(loader.load(tmp_path), GenerationRequest(prompt="a")).prompt == "A"
 
 

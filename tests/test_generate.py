@@ -118,7 +118,14 @@ def test_extensions_wrap_the_denoiser_outermost_last(model: SD1) -> None:
     asked = request(steps=2)
     batch = batches(asked, [0])[0]
     wrapped = dict(
-        generate(asked, model, encode(asked, model), batch, lambda i, x0: None, (named("first"), named("second")))
+        generate(
+            asked,
+            model,
+            encode(asked, model),
+            batch,
+            lambda i, x0: None,
+            (named("first"), lambda *_: None, named("second")),
+        )
     )
     assert order == ["second", "first"] * 2
     assert wrapped[0].tobytes() == draw(model, asked)[0].tobytes()

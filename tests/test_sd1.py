@@ -72,7 +72,7 @@ def test_pictures_are_those_of_diffusers(tiny: Path) -> None:
     )
     batch = batches(request, [0])[0]
     [(_, ours)] = generate(request, model, encode(request, model), batch, lambda i, x0: None)
-    pipe = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None, dtype=torch.float32)
     pipe.scheduler = EulerDiscreteScheduler.from_config(
         pipe.scheduler.config, use_karras_sigmas=True, timestep_spacing="linspace"
     )
@@ -155,6 +155,11 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 def drop_a_weight(file: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -169,7 +174,7 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "no U-Net": lambda folder: shutil.rmtree(folder / "unet"),
     "no weights": lambda folder: (folder / UNET).unlink(),
     "no tokenizer": lambda folder: shutil.rmtree(folder / "tokenizer"),
-    "empty tokenizer": lambda folder: [os.remove(file) for file in (folder / "tokenizer").iterdir()],
+    "empty tokenizer": lambda folder: empty(folder / "tokenizer"),
     "no schedule": lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(),
     "spoilt schedule": lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text("{"),
     "a list for a schedule": lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text("[]"),

@@ -71,6 +71,7 @@ def save_sd1(folder: Path, prediction: str = "epsilon") -> Path:
     torch.set_rng_state(state)
     scheduler = {
         "_class_name": "DDIMScheduler",
+        "clip_sample": False,
         "beta_start": 0.00085,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",

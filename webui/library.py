@@ -50,15 +50,14 @@ class Library:
 
     def path(self, picture: str) -> Path:
         """The file behind an id. Raises NotAPicture for all that is not a picture inside outputs/."""
-        path = (self._root / picture).resolve()
         hidden = any(part.startswith(".") for part in Path(picture).parts)
-        if (
-            hidden
-            or path.suffix.lower() not in MEDIA_TYPES
-            or not path.is_relative_to(self._root)
-            or not path.is_file()
-        ):
-            raise NotAPicture(f"There is no picture {picture!r}.")
+        try:
+            path = (self._root / picture).resolve(strict=True)
+        except (OSError, ValueError):  # not there, or no name that a file could have
+            path = self._root
+        ours = path.is_relative_to(self._root) and not hidden
+        if not ours or path.suffix.lower() not in MEDIA_TYPES or not path.is_file():
+            raise NotAPicture(f"There is no picture {picture[:200]!r}.")
         return path
 
     def info(self, picture: str) -> PictureInfo:

@@ -188,8 +188,7 @@ class Studio:
                 text = infotext.dump(job.task, picture.unit or 0, job.model, VERSION)
                 self.jobs.saved(picture.model_copy(update={"width": width, "height": height, "infotext": text}))
         self._requeue_orphans()
-        self.jobs.prune()
-        self.events.prune()
+        self._forget_the_oldest()
 
     async def _run_forever(self) -> None:
         while True:
@@ -227,7 +226,12 @@ class Studio:
         finally:
             del self.running[job.id]
             self.events.changed()
+        self._forget_the_oldest()
         return True
+
+    def _forget_the_oldest(self) -> None:
+        self.jobs.prune()
+        self.events.prune()
 
     def _requeue_orphans(self) -> None:
         """Jobs that run in nobody's hands: the application died, or an ending could not be written down."""

@@ -16,7 +16,7 @@ def routes(studio: Studio) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
 
     @router.websocket("/live")
-    async def live(socket: WebSocket, since: Annotated[int | None, Query(ge=0)] = None) -> None:
+    async def live(socket: WebSocket, since: Annotated[int | None, Query(ge=0, lt=2**63)] = None) -> None:
         await socket.accept()
         page = LivePage(studio, socket)
         try:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Path, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
@@ -11,6 +11,9 @@ from pipelines.types import GenerationRequest, ModelInfo, WorkerStatus
 from webui.api.errors import ErrorBody
 from webui.jobs import Job
 from webui.studio import VERSION, Studio
+
+JobId = Annotated[int, Path(ge=1, lt=2**63)]
+Seq = Annotated[int | None, Query(ge=0, lt=2**63, description="Number of the last event that you know")]
 
 
 class JobView(BaseModel):
@@ -46,22 +49,22 @@ def _add_jobs(router: APIRouter, studio: Studio) -> None:
         return studio.jobs.recent(limit)
 
     @router.get("/jobs/{job_id}")
-    async def job(job_id: int) -> JobView:
+    async def job(job_id: JobId) -> JobView:
         progress = studio.running.get(job_id)
         return JobView(job=studio.job(job_id), progress=progress.public() if progress else None)
 
     @router.delete("/jobs/{job_id}")
-    async def cancel(job_id: int) -> Job:
+    async def cancel(job_id: JobId) -> Job:
         """Stop within one step. Finished pictures stay."""
         return await studio.cancel(job_id)
 
     @router.post("/jobs/{job_id}/skip")
-    async def skip(job_id: int) -> Job:
+    async def skip(job_id: JobId) -> Job:
         """Leave out the images that are being made and go on."""
         return studio.skip(job_id)
 
     @router.post("/jobs/{job_id}/retry")
-    async def retry(job_id: int) -> Job:
+    async def retry(job_id: JobId) -> Job:
         """Queue a failed or cancelled job again; only what is missing will be made."""
         return studio.retry(job_id)
 
@@ -78,12 +81,11 @@ def _add_rest(router: APIRouter, studio: Studio) -> None:
 
     @router.get("/events", response_class=EventSourceResponse)
     async def events(
-        since: Annotated[int | None, Query(ge=0, description="Number of the last event that you know")] = None,
-        last_event_id: Annotated[int | None, Header(ge=0)] = None,
+        since: Seq = None, last_event_id: Annotated[int | None, Header(ge=0, lt=2**63)] = None
     ) -> AsyncIterator[ServerSentEvent]:
         """All that happens to jobs, from `since` on (or from now), for as long as you listen."""
-        known = last_event_id if last_event_id is not None else since
-        seq = studio.events.span()[1] if known is None else known
+        known, newest = since if last_event_id is None else last_event_id, studio.events.span()[1]
+        seq = newest if known is None else min(known, newest)
         with studio.events.watch() as watcher:
             while True:
                 for event in studio.events.since(seq):
