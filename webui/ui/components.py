@@ -69,3 +69,8 @@ def slider(key: str, value: float, **options: Any) -> gr.Slider:
 
 def small_button(key: str, elem_id: str) -> gr.Button:
     return gr.Button(t(key), size="sm", scale=0, min_width=72, elem_id=elem_id, elem_classes=["small"])
+
+
+def sorry(error: Exception | str) -> gr.Error:
+    """What the user sees as a message in the corner, without a traceback in the log."""
+    return gr.Error(str(error), print_exception=False)

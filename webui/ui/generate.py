@@ -11,7 +11,7 @@ from pipelines import infotext
 from pipelines.errors import PipelineError
 from pipelines.types import GenerationRequest, ModelInfo
 from webui.i18n import t
-from webui.ui.components import MAY_FAIL, QUIET, Shell, choice, number, script, slider, small_button, text
+from webui.ui.components import MAY_FAIL, QUIET, Shell, choice, number, script, slider, small_button, sorry, text
 
 DEFAULTS = GenerationRequest(prompt="a purple car, 3d render")
 """What the form holds at the very first visit; the prompt is something that the starter model draws well."""
@@ -33,7 +33,7 @@ def page(shell: Shell) -> None:
 
 
 def _form(shell: Shell) -> dict[str, gr.components.Component]:
-    width, height = _native_size(shell, DEFAULTS.model)
+    width, height, cfg_scale = _native(shell, DEFAULTS.model)
     fields: dict[str, gr.components.Component] = {"model": shell.model}
     with gr.Column(scale=0, elem_id="txt2img_prompt_row"):  # apart, so that phones can keep it above the thumb
         fields["prompt"] = text("prompt", 3, DEFAULTS.prompt, elem_id="txt2img_prompt")
@@ -45,7 +45,7 @@ def _form(shell: Shell) -> dict[str, gr.components.Component]:
     with gr.Row(elem_classes=["fields"]):
         fields["steps"] = slider("steps", DEFAULTS.steps, minimum=1, maximum=150, step=1, elem_id="txt2img_steps")
         fields["cfg_scale"] = slider(
-            "cfg_scale", DEFAULTS.cfg_scale, minimum=0, maximum=30, step=0.5, elem_id="txt2img_cfg_scale"
+            "cfg_scale", cfg_scale, minimum=0, maximum=30, step=0.5, elem_id="txt2img_cfg_scale"
         )
     with gr.Row(elem_classes=["fields"]):
         fields["sampler"] = choice("sampler", [DEFAULTS.sampler], DEFAULTS.sampler, elem_id="txt2img_sampling")
@@ -62,17 +62,18 @@ def _form(shell: Shell) -> dict[str, gr.components.Component]:
     swap.click(None, sides, sides, js="(width, height) => [height, width]", **QUIET)
     randomise.click(None, None, fields["seed"], js="() => -1", **QUIET)
     reuse.click(None, fields["seed"], fields["seed"], js="(seed) => inkstone.seed() ?? seed", **QUIET)
-    shell.model.input(lambda name: _native_size(shell, name), shell.model, sides, **QUIET)
+    shell.model.input(lambda name: _native(shell, name), shell.model, [*sides, fields["cfg_scale"]], **QUIET)
     return fields
 
 
 SIDE: dict[str, Any] = {"minimum": 64, "maximum": 4096, "step": 8, "min_width": 96}
 
 
-def _native_size(shell: Shell, name: str) -> tuple[int, int]:
+def _native(shell: Shell, name: str | None) -> tuple[int, int, float]:
+    """The size and the guidance that this model likes best: they are shown, never applied behind one's back."""
     models: dict[str, ModelInfo] = {info.name: info for info in shell.studio.models()}
-    model = models.get(name or shell.studio.default_model())
-    return (model.width, model.height) if model else (512, 512)
+    model = models.get(name or shell.model.value or "")
+    return (model.width, model.height, model.cfg_scale) if model else (512, 512, DEFAULTS.cfg_scale)
 
 
 def _submitter(shell: Shell, fields: Mapping[str, Any]) -> Callable[[Values], Any]:
@@ -82,9 +83,9 @@ def _submitter(shell: Shell, fields: Mapping[str, Any]) -> Callable[[Values], An
         try:
             await shell.studio.submit(GenerationRequest(**wanted))
         except ValidationError as error:
-            raise gr.Error(_sentence(error), print_exception=False) from error
+            raise sorry(_sentence(error)) from error
         except PipelineError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise sorry(error) from error
 
     return submit
 
@@ -125,7 +126,7 @@ def _take_over(shell: Shell, fields: Mapping[str, Any], stage: gr.HTML) -> None:
         try:
             request = infotext.load(str(event.infotext))
         except PipelineError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise sorry(error) from error
         values = {name: getattr(request, name) for name in request.model_fields_set & fields.keys()}
         fitting = {fields[name]: value for name, value in values.items() if _acceptable(fields[name], name, value)}
         return {**fitting, shell.tabs: gr.Tabs(selected="txt2img")}

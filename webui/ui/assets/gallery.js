@@ -36,7 +36,10 @@ window.inkstone.gallery = (element) => {
     const near = pictures.slice(first, last);
     const wanted = new Set(near.map((picture) => picture.id));
     for (const [id, node] of tiles) {
-      if (!wanted.has(id)) { node.remove(); tiles.delete(id); }
+      if (wanted.has(id)) continue;
+      node.firstChild.removeAttribute("src"); // else a thumbnail that nobody waits for is still fetched
+      node.remove();
+      tiles.delete(id);
     }
     let next = grid.firstChild; // in order, for those who go from tile to tile by keyboard
     near.forEach((picture, offset) => {
@@ -59,7 +62,7 @@ window.inkstone.gallery = (element) => {
     const unknown = fresh.filter((picture) => !known.has(picture.id));
     unknown.forEach((picture) => known.add(picture.id));
     pictures[where](...unknown);
-    count.textContent = total ? t("pictures", { n: total }) : "";
+    count.textContent = total ? t("pictures", { n: total.toLocaleString() }) : "";
     plan();
   };
   const fetchPage = async () => {

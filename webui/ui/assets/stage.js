@@ -23,13 +23,13 @@
     const large = el("img", { class: "ink-large", alt: "" });
     const open = el("button", {
       type: "button", class: "ink-frame", "aria-label": t("enlarge"),
-      onclick: () => selected() && !live_() && viewer.open(store.pictures, store.pictures.indexOf(selected())),
+      onclick: () => selected() && !following() && viewer.open(store.pictures, store.pictures.indexOf(selected())),
     }, large);
     const hint = el("p", { class: "ink-empty ink-drop" });
     const bar = el("progress", { max: "1", "aria-label": t("progress") });
     const words = el("span", { class: "ink-progress-words" });
-    const skip = button("skip", () => act("POST", `/${job().job}/skip`), { id: "txt2img_skip" });
-    const stop = button("stop", () => act("DELETE", `/${job().job}`), { id: "txt2img_interrupt" });
+    const skip = button("skip", () => act("POST", `/${job().job}/skip`), { id: "txt2img_skip", title: "Alt+Enter" });
+    const stop = button("stop", () => act("DELETE", `/${job().job}`), { id: "txt2img_interrupt", title: "Esc" });
     const progress = el("div", { class: "ink-progress" }, bar, el("div", { class: "ink-row" }, words, skip, stop));
     const notice = el("p", { class: "ink-notice" });
     const message = el("p", {});
@@ -41,12 +41,12 @@
     const about = el("div", { class: "ink-about" }, infotext, el("div", { class: "ink-row" }, copyButton(() => infotext.textContent)));
     element.replaceChildren(el("div", { class: "ink-stage" }, open, hint), notice, failure, progress, strip, about);
 
-    const live_ = () => job() && view.following;
+    const following = () => job() && view.following;
     const choose = (id) => { view.selected = id; view.following = id === null; draw(); };
 
     const drawLarge = () => {
-      const picture = live_() ? null : selected();
-      const preview = live_() ? store.previews.get(job().job) ?? "" : "";
+      const picture = following() ? null : selected();
+      const preview = following() ? store.previews.get(job().job) ?? "" : "";
       const source = picture ? address("images", picture) : preview;
       if (source && large.getAttribute("src") !== source) large.src = source;
       open.hidden = !source;
@@ -76,25 +76,33 @@
     };
     const fraction = ({ done, total, step, steps }) => (done + (steps ? step / steps : 0)) / Math.max(total, 1);
 
+    let tiles = ""; // what is in the strip: a state comes at every step, and a rebuilt button loses its focus and click
     const drawStrip = () => {
       const pictures = job() && job().job !== store.job ? [] : store.pictures;
       strip.hidden = (job()?.total ?? pictures.length) < 2;
-      const tiles = pictures.map((picture) => el("button", {
-        type: "button", "aria-pressed": String(!live_() && picture === selected()),
-        "aria-label": t("picture_seed", { n: picture.unit + 1, seed: picture.seed }),
-        onclick: () => choose(picture.id),
-      }, el("img", { src: address("thumbnails", picture), alt: "", loading: "lazy" })));
-      if (job()) tiles.push(el("button", {
-        type: "button", class: "ink-live", "aria-pressed": String(Boolean(live_())), "aria-label": t("preview"),
-        onclick: () => choose(null),
-      }));
-      strip.replaceChildren(...tiles);
+      const wanted = JSON.stringify([Boolean(job()), ...pictures.map((picture) => picture.id)]);
+      if (wanted !== tiles) {
+        tiles = wanted;
+        strip.replaceChildren(...pictures.map(tile), ...(job() ? [newest] : []));
+      }
+      const chosen = following() ? newest : strip.children[pictures.indexOf(selected())];
+      for (const node of strip.children) node.setAttribute("aria-pressed", String(node === chosen));
     };
+    const tile = (picture) => el("button", {
+      type: "button", "aria-label": t("picture_seed", { n: picture.unit + 1, seed: picture.seed }),
+      onclick: () => choose(picture.id),
+    }, el("img", { src: address("thumbnails", picture), alt: "" }));
+    const newest = el("button", {
+      type: "button", class: "ink-live", "aria-label": t("preview"), onclick: () => choose(null),
+    });
 
     const drawFailure = () => {
-      failure.hidden = !store.failure;
-      retry.hidden = !store.failure?.job;
-      message.textContent = store.failure?.message ?? "";
+      const { worker } = store;
+      const trouble = store.failure ?? (worker?.state === "failed" ? { message: worker.detail } : null);
+      failure.hidden = !trouble;
+      retry.hidden = !trouble?.job;
+      dismiss.hidden = !store.failure;
+      if (message.textContent !== trouble?.message) message.textContent = trouble?.message ?? "";
       notice.hidden = !store.notice;
       notice.textContent = store.notice ?? "";
     };

@@ -34,10 +34,15 @@ window.inkstone.viewer = (() => {
     file.href = address("images", picture);
     position.textContent = picture.id;
     previous.disabled = index === 0;
-    picture.infotext ??= (await request("GET", address("image-info", picture)).catch(() => ({}))).infotext ?? "";
-    if (pictures[index] !== picture) return; // gone on meanwhile
-    infotext.textContent = picture.infotext || t("no_infotext");
-    use.hidden = copy.hidden = !picture.infotext;
+    tell(picture.infotext ?? "");
+    if (picture.infotext != null) return;
+    const info = await request("GET", address("image-info", picture)).catch(() => ({}));
+    picture.infotext = info.infotext ?? "";
+    if (pictures[index] === picture) tell(picture.infotext || t("no_infotext"), picture.infotext);
+  };
+  const tell = (words, useful = words) => {
+    infotext.textContent = words;
+    use.hidden = copy.hidden = !useful;
   };
 
   dialog.addEventListener("keydown", (event) => {

@@ -1,0 +1,143 @@
+"""The Generate page in a browser."""
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.e2e.conftest import Open, fill, pictures
+from tests.server import Server
+
+pytestmark = pytest.mark.browser
+
+READY = re.compile("Ready")
+
+
+def test_generate_with_what_is_pre_filled(page: Page, server: Server) -> None:
+    before = pictures(server)
+    expect(page.locator("#txt2img_prompt textarea")).not_to_have_value("")
+    page.click("#txt2img_generate")
+    expect(page.locator("#txt2img_gallery .ink-about")).to_contain_text("Steps: 20")
+    expect(page.locator("#txt2img_gallery .ink-frame img")).to_have_js_property("naturalWidth", 128)
+    (file,) = pictures(server) - before
+    picture = page.locator("#txt2img_gallery .ink-frame img")
+    expect(picture).to_have_attribute("src", re.compile(rf"/api/v1/images/.*{re.escape(file.name)}$"))
+    box = picture.bounding_box()
+    assert box is not None
+    assert box["width"] > 400, "a small picture is shown enlarged"
+
+
+def test_a_reload_loses_nothing(page: Page, open_page: Open, server: Server) -> None:
+    before = pictures(server)
+    fill(page, prompt="a red heart", batch_count=4, steps=60, seed=100)
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#txt2img_gallery .ink-live img")).to_be_visible()  # the first preview
+
+    second = open_running(page)
+    page.reload()
+    for tab in (page, second):
+        expect(tab.locator(".ink-progress")).to_contain_text(re.compile(r"Picture \d of 4 · step \d+ of 60"))
+        expect(tab.locator("#txt2img_gallery .ink-frame img")).to_have_attribute("src", re.compile("^blob:"))
+    expect(page.locator("#txt2img_prompt textarea")).to_have_value("a red heart")
+    expect(page.locator("#txt2img_batch_count input")).to_have_value("4")
+
+    for tab in (page, second):
+        expect(tab.locator("#txt2img_gallery .ink-strip img")).to_have_count(4, timeout=180_000)
+        expect(tab.locator("#status")).to_contain_text(READY)
+    assert {file.stem.split("-")[-1] for file in pictures(server) - before} == {"100", "101", "102", "103"}
+
+    page.click("#txt2img_gallery .ink-strip button >> nth=1")
+    expect(page.locator("#txt2img_gallery .ink-about")).to_contain_text("Seed: 101")
+    page.click("#txt2img_reuse_seed")
+    expect(page.locator("#txt2img_seed input")).to_have_value("101")
+
+
+def open_running(page: Page) -> Page:
+    """A second tab, in the middle of a job."""
+    tab = page.context.new_page()
+    tab.goto(page.url)
+    return tab
+
+
+def test_stop(page: Page, server: Server) -> None:
+    before = pictures(server)
+    fill(page, steps=150)
+    page.click("#txt2img_generate")
+    page.click("#txt2img_interrupt")
+    expect(page.locator("#status")).to_contain_text(READY)
+    expect(page.locator("#txt2img_interrupt")).to_be_hidden()
+    assert pictures(server) == before
+
+
+def test_skip_goes_on_with_the_next_picture(page: Page, server: Server) -> None:
+    before = pictures(server)
+    fill(page, steps=40, batch_count=2, seed=200)
+    page.click("#txt2img_generate")
+    expect(page.locator(".ink-progress")).to_contain_text("step")
+    page.click("#txt2img_skip")
+    expect(page.locator("#txt2img_gallery .ink-about")).to_contain_text("Seed: 201")
+    expect(page.locator("#status")).to_contain_text(READY)
+    assert [file.stem.split("-")[-1] for file in pictures(server) - before] == ["201"]
+
+
+def test_a_second_job_waits(page: Page) -> None:
+    fill(page, steps=150)
+    page.click("#txt2img_generate")
+    expect(page.locator("#txt2img_interrupt")).to_be_visible()
+    fill(page, steps=1, seed=301)
+    page.click("#txt2img_generate")
+    expect(page.locator(".ink-queue")).to_have_text("1 waiting")
+    page.click("#txt2img_interrupt")
+    expect(page.locator("#txt2img_gallery .ink-about")).to_contain_text("Seed: 301")
+    expect(page.locator(".ink-queue")).to_be_empty()
+
+
+def test_a_wrong_size_is_said(page: Page) -> None:
+    fill(page, width=100)
+    page.click("#txt2img_generate")
+    expect(page.locator(".toast-body")).to_contain_text("width: must be a multiple of 8")
+
+
+def test_swap_and_random(page: Page) -> None:
+    fill(page, width=64, height=192, seed=5)
+    page.click("#txt2img_res_switch_btn")
+    expect(page.locator("#txt2img_width input")).to_have_value("192")
+    expect(page.locator("#txt2img_height input")).to_have_value("64")
+    page.click("#txt2img_random_seed")
+    expect(page.locator("#txt2img_seed input")).to_have_value("-1")
+
+
+def test_nine_tabs(page: Page, open_page: Open) -> None:
+    """Browsers allow six connections to a host: a tab that held one for itself would starve the seventh."""
+    tabs = [page, *(open_page(page.context) for _ in range(8))]
+    fill(page, steps=3, seed=400)
+    page.click("#txt2img_generate")
+    for tab in tabs:
+        expect(tab.locator("#txt2img_gallery .ink-about")).to_contain_text("Seed: 400")
+
+
+def test_chinese(open_page: Open) -> None:
+    page = open_page(locale="zh-CN")
+    expect(page.locator("#txt2img_generate")).to_have_text("生成")
+    expect(page.locator("#txt2img_prompt")).to_contain_text("提示词")
+    expect(page.locator("#status")).to_contain_text("已就绪")
+    expect(page.locator("html")).to_have_attribute("lang", re.compile("^zh"))
+
+
+def test_a_phone_has_generate_under_the_thumb(open_page: Open) -> None:
+    page = open_page(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    for name in ("prompt", "generate"):
+        box = page.locator(f"#txt2img_{name}").bounding_box()
+        assert box is not None
+        assert 560 < box["y"] < 844 - box["height"]
+    assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing sticks out to the side"
+
+
+def test_dark_follows_the_system_until_one_chooses(open_page: Open) -> None:
+    page = open_page(color_scheme="dark")
+    expect(page.locator("body")).to_have_class(re.compile("dark"))
+    page.click("#status .ink-round")
+    expect(page.locator("body")).not_to_have_class(re.compile("dark"))
+    page.reload()
+    expect(page.locator("#status")).to_contain_text(READY)
+    expect(page.locator("body")).not_to_have_class(re.compile("dark"))
