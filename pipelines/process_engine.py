@@ -83,7 +83,8 @@ class ProcessEngine:
     async def _keep_one_alive(self) -> None:
         failures = 0
         while True:
-            self._tell(WorkerStatus(state=WorkerState.STARTING))
+            if self.status.state == WorkerState.STARTING:
+                self._tell(self.status)  # else the page goes on saying how the last one ended
             self._child = Child(self._boot, self._settings)
             async for report in self._child.reports():
                 self._take(report)

@@ -7,6 +7,7 @@ import re
 from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+from urllib.parse import quote
 
 import PIL.ExifTags
 import PIL.Image
@@ -38,12 +39,12 @@ class PictureInfo(Frozen):
     @computed_field  # type: ignore[prop-decorator]  # pydantic's documented form, which mypy does not know
     @property
     def url(self) -> str:
-        return f"/api/v1/images/{self.id}"
+        return f"/api/v1/images/{quote(self.id)}"
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def thumbnail(self) -> str:
-        return f"/api/v1/thumbnails/{self.id}"
+        return f"/api/v1/thumbnails/{quote(self.id)}"
 
 
 class Outputs:

@@ -45,6 +45,8 @@ class Progress:
         return {
             "job": self.job,
             "prompt": self.task.prompt[:200],
+            "width": self.task.width,
+            "height": self.task.height,
             "done": self.done,
             "total": self.task.units,
             "unit": self.unit,
