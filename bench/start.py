@@ -1,4 +1,4 @@
-"""From the command to the second picture, on the real application with the starter model, and what it takes in memory."""
+"""From the command to the third picture, on the real application with the starter model, and its memory."""
 
 import tempfile
 import time
