@@ -21,7 +21,7 @@ PATIENCE = 60_000
 Open = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server, None, None]:
     """As after a fresh checkout: no folder given, so the starter model draws."""
     server = Server(tmp_path_factory.mktemp("data"))
@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server, None, 
         server.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not "session": while it is open, no other test can run an event loop in this thread
 def browser() -> Iterator[Browser]:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     expect.set_options(timeout=PATIENCE)
