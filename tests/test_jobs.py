@@ -106,6 +106,15 @@ def test_an_interrupted_job_goes_on_before_later_ones_with_what_is_missing(store
     assert "interrupted" in store.types()
 
 
+def test_closing_the_application_is_no_attempt_of_the_job(store: Store) -> None:
+    job = store.add(TASK, MODEL)
+    for _ in range(5):
+        store.claim()
+        store.requeue(job.id, "closed", to_blame=False)
+    assert (again := store.claim())
+    assert again.attempts == 1
+
+
 def test_retry_takes_ended_jobs_only(store: Store) -> None:
     job = store.add(TASK, MODEL)
     assert store.retry(job.id) is None

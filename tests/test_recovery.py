@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def test_killed_application(start_server: Callable[[], Server], expected: dict[i
     assert types.count("picture") == 4
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which libraries a process has loaded")
 def test_the_web_process_never_loads_torch(server: Server) -> None:
     server.http.get("/")
     assert server.until_done(server.submit(**{**BATCH, "batch_count": 1, "steps": 2}))["state"] == "done"

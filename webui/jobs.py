@@ -114,12 +114,16 @@ class JobStore:
     def cancelled(self, job: int) -> None:
         self._end(job, JobState.CANCELLED, "cancelled", {})
 
-    def requeue(self, job: int, message: str) -> None:
-        """Something died in the middle: the job goes on where it stopped, before all that came later."""
+    def requeue(self, job: int, message: str, to_blame: bool = True) -> None:
+        """Something ended in the middle: the job goes on where it stopped, before all that came later.
+
+        If the job is not `to_blame`, this attempt does not count.
+        """
+        sql = (
+            "UPDATE jobs SET state = 'queued', attempts = attempts - ? WHERE id = ? AND state = 'running' RETURNING id"
+        )
         with self._db.transaction():
-            if self._db.execute(
-                "UPDATE jobs SET state = 'queued' WHERE id = ? AND state = 'running' RETURNING id", job
-            ):
+            if self._db.execute(sql, not to_blame, job):
                 self._events.append("interrupted", job, {"message": message})
 
     def retry(self, job: int) -> Job | None:

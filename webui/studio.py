@@ -214,7 +214,7 @@ class Studio:
         except PipelineError as error:
             self.jobs.failed(job.id, type(error).__name__, str(error))
         except asyncio.CancelledError:
-            self.jobs.requeue(job.id, CLOSED)
+            self.jobs.requeue(job.id, CLOSED, to_blame=False)
             raise
         except sqlite3.OperationalError:
             raise

@@ -1,6 +1,8 @@
 """The Generate page in a browser."""
 
+import os
 import re
+import signal
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -67,6 +69,19 @@ def test_stop(page: Page, server: Server) -> None:
     expect(page.locator("#status")).to_contain_text(READY)
     expect(page.locator("#txt2img_interrupt")).to_be_hidden()
     assert pictures(server) == before
+
+
+def test_the_page_says_that_the_worker_died_and_the_job_goes_on(page: Page, server: Server) -> None:
+    before = pictures(server)
+    fill(page, steps=60, batch_count=2, seed=300)
+    page.click("#txt2img_generate")
+    expect(page.locator("#txt2img_gallery .ink-live img")).to_be_visible()
+    os.kill(server.worker_pid(), signal.SIGKILL)
+    expect(page.locator("#txt2img_gallery .ink-notice")).to_contain_text("The worker ended in the middle of this job")
+    expect(page.locator("#status")).to_contain_text("The worker died")
+    expect(page.locator("#txt2img_gallery .ink-strip img")).to_have_count(2, timeout=180_000)
+    expect(page.locator("#status")).to_contain_text(READY)
+    assert len(pictures(server) - before) == 2
 
 
 def test_skip_goes_on_with_the_next_picture(page: Page, server: Server) -> None:
