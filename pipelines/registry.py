@@ -63,10 +63,14 @@ class Registry:
         """Compute the missing SHA-256 sums: seconds for large files, so call it in a thread."""
         for info in self.all():
             weights = info.path / "unet" / WEIGHTS
-            with weights.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            try:
+                with weights.open("rb") as file:
+                    stamp, digest = _stamp(weights), hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                log.warning("%s cannot be hashed: %s", info.name, error)
+                continue
             with self._lock:
-                self._hashes[weights] = _stamp(weights), digest
+                self._hashes[weights] = stamp, digest
                 if self._models.get(info.name) == info:
                     self._models[info.name] = self._with_hash(info)
 

@@ -115,6 +115,17 @@ def test_closing_the_application_is_no_attempt_of_the_job(store: Store) -> None:
     assert again.attempts == 1
 
 
+def test_a_job_of_another_version_fails_alone(store: Store) -> None:
+    odd, good = store.add(TASK, MODEL), store.add(TASK, MODEL)
+    store.db.execute("UPDATE jobs SET task = ? WHERE id = ?", '{"kind": "from the future"}', odd.id)
+    assert (claimed := store.claim())
+    assert claimed.id == good.id
+    assert store.get(odd.id) is None
+    assert store.db.execute("SELECT state FROM jobs WHERE id = ?", odd.id)[0]["state"] == "failed"
+    assert [job.id for job in store.recent()] == [good.id]
+    assert store.retry(odd.id) is None
+
+
 def test_retry_takes_ended_jobs_only(store: Store) -> None:
     job = store.add(TASK, MODEL)
     assert store.retry(job.id) is None

@@ -78,6 +78,15 @@ def test_thumbnails_are_small_and_follow_the_file(library: Library, tmp_path: Pa
     assert first.stat().st_mtime_ns == stamp, "a known thumbnail is not made again"
 
 
+def test_a_picture_that_is_cut_off_is_no_server_error(library: Library, tmp_path: Path) -> None:
+    add(tmp_path, "a/1.png", size=(512, 512))
+    whole = (tmp_path / "a/1.png").read_bytes()
+    (tmp_path / "a/1.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(NotAPicture):
+        library.thumbnail("a/1.png")
+    assert len(library.page(10).pictures) <= 1
+
+
 def test_a_bad_cursor_is_named(library: Library) -> None:
     with pytest.raises(PipelineError, match="cursor"):
         library.page(10, "nonsense")

@@ -113,3 +113,10 @@ def test_a_second_application_on_the_same_folder_is_refused(start_server: Callab
     wait_for(first.answers)
     second = start_server()
     assert second.process.wait(60) != 0
+
+
+def test_a_cancel_beside_a_dying_worker_is_not_lost(server: Server) -> None:
+    job = begin(server)
+    os.kill(server.worker_pid(), signal.SIGKILL)
+    server.http.delete(f"/api/v1/jobs/{job}")
+    assert server.until_done(job)["state"] == "cancelled"

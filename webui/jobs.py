@@ -1,15 +1,20 @@
 """The queue, in SQLite: a job is a frozen request and its units, one an image. A finished unit is never remade."""
 
+import logging
 import time
 from collections.abc import Iterable
 from enum import StrEnum
 from sqlite3 import Row
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipelines.types import Frozen, ModelInfo, Task
 from webui.db import Database
 from webui.events import EventLog, EventType
 from webui.outputs import PictureInfo, number_of
+
+log = logging.getLogger(__name__)
 
 KEEP = 5_000
 """So many ended jobs are remembered. Their pictures stay in outputs/ for ever."""
@@ -57,7 +62,17 @@ class JobStore:
         return _job(row, ())
 
     def claim(self) -> Job | None:
-        """Take the oldest queued job. One statement, so that two runners never take the same."""
+        """Take the oldest queued job."""
+        while rows := self._claim():
+            if jobs := self._with_pictures(rows):
+                return jobs[0]
+            self.failed(
+                rows[0]["id"], "UnknownTask", "Another version of Inkstone wrote this job; this one cannot read it."
+            )
+        return None
+
+    def _claim(self) -> list[Row]:
+        """One statement, so that two runners never take the same."""
         with self._db.transaction():
             rows = self._db.execute(
                 "UPDATE jobs SET state = 'running', started = ?, attempts = attempts + 1 WHERE id ="
@@ -66,7 +81,7 @@ class JobStore:
             )
             if rows:
                 self._events.append("started", rows[0]["id"])
-        return self._with_pictures(rows)[0] if rows else None
+        return rows
 
     def missing(self, job: int) -> tuple[int, ...]:
         """The units that are still to be made."""
@@ -136,7 +151,7 @@ class JobStore:
             )
             if rows:
                 self._events.append("queued", job)
-        return self._with_pictures(rows)[0] if rows else None
+        return next(iter(self._with_pictures(rows)), None)
 
     def unfinished(self) -> list[int]:
         """Jobs that ran when the application died."""
@@ -186,8 +201,15 @@ class JobStore:
             self._events.append(event, job, data)
 
     def _with_pictures(self, rows: list[Row]) -> list[Job]:
+        """The jobs of these rows, without those that another version wrote in a way that cannot be read here."""
         pictures = self._pictures([row["id"] for row in rows])
-        return [_job(row, pictures.get(row["id"], ())) for row in rows]
+        jobs = []
+        for row in rows:
+            try:
+                jobs.append(_job(row, pictures.get(row["id"], ())))
+            except ValidationError as error:
+                log.warning("Job %s cannot be read: %s", row["id"], error)
+        return jobs
 
     def _pictures(self, jobs: list[int]) -> dict[int, tuple[PictureInfo, ...]]:
         marks = ", ".join("?" * len(jobs))

@@ -3,6 +3,7 @@
 import bisect
 import hashlib
 import io
+import logging
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -13,6 +14,8 @@ import PIL.ImageOps
 
 from pipelines.errors import PipelineError
 from webui.outputs import MEDIA_TYPES, PictureInfo, read_infotext, write_atomically
+
+log = logging.getLogger(__name__)
 
 THUMBNAIL = 256
 """Longer side in pixels."""
@@ -71,14 +74,8 @@ class Library:
         key = hashlib.sha256(f"{picture}:{path.stat().st_mtime_ns}".encode()).hexdigest()[:32]
         small = self._thumbnails / key[:2] / f"{key}.webp"
         if not small.exists():
-            buffer = io.BytesIO()
-            with _open(path) as image:
-                image.draft("RGB", (THUMBNAIL, THUMBNAIL))
-                image = PIL.ImageOps.exif_transpose(image)
-                image.thumbnail((THUMBNAIL, THUMBNAIL))
-                image.convert("RGBA" if image.has_transparency_data else "RGB").save(buffer, "webp", quality=80)
             small.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(small, buffer.getvalue())
+            write_atomically(small, _shrink(path))
         return small
 
     def _info(self, entry: Entry) -> PictureInfo | None:
@@ -95,10 +92,14 @@ class Library:
     def _scan(self, folder: str) -> Generator[Entry, None, None]:
         """A folder is read again only when its own mtime has changed, as it does when files come and go."""
         path = self._root / folder
-        stamp = path.stat().st_mtime_ns
-        known = self._folders.get(folder)
-        if known is None or known[0] != stamp:
-            known = self._folders[folder] = (stamp, *_read_folder(path, folder))
+        try:
+            stamp = path.stat().st_mtime_ns
+            known = self._folders.get(folder)
+            if known is None or known[0] != stamp:
+                known = self._folders[folder] = (stamp, *_read_folder(path, folder))
+        except OSError as error:  # it went away a moment ago, or is not ours to read
+            log.warning("The gallery leaves out %s: %s", path, error)
+            return
         yield from known[1]
         for child in known[2]:
             yield from self._scan(child)
@@ -117,6 +118,19 @@ def _read_folder(path: Path, folder: str) -> tuple[list[Entry], list[str]]:
             elif Path(entry.name).suffix.lower() in MEDIA_TYPES:
                 pictures.append(Entry(entry.stat().st_mtime_ns, relative))
     return pictures, folders
+
+
+def _shrink(path: Path) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        with _open(path) as image:
+            image.draft("RGB", (THUMBNAIL, THUMBNAIL))
+            image = PIL.ImageOps.exif_transpose(image)
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            image.convert("RGBA" if image.has_transparency_data else "RGB").save(buffer, "webp", quality=80)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to say that the data are cut off or broken
+        raise NotAPicture(f"{path.name} cannot be read as a picture.") from error
+    return buffer.getvalue()
 
 
 def _open(path: Path) -> PIL.Image.Image:

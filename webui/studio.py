@@ -63,6 +63,7 @@ class Studio:
         self.events = EventLog(db)
         self.jobs = JobStore(db, self.events)
         self.running: dict[int, Progress] = {}
+        self._stopping: set[int] = set()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -141,6 +142,7 @@ class Studio:
         if job.state == JobState.QUEUED:
             self.jobs.cancelled(job_id)
         elif job.state == JobState.RUNNING:
+            self._stopping.add(job_id)
             self.engine.interrupt(job_id, Interrupt.STOP)
         return self.job(job_id)
 
@@ -177,7 +179,10 @@ class Studio:
     def _on_status(self, status: WorkerStatus) -> None:
         log.info("Worker: %s %s", status.state, status.detail)
         if status.state == WorkerState.READY and status.capabilities:
-            self._db.remember("capabilities", status.capabilities.model_dump_json())
+            try:
+                self._db.remember("capabilities", status.capabilities.model_dump_json())
+            except sqlite3.OperationalError:  # a full disk must not end the worker's keeper
+                log.exception("The worker's greeting cannot be kept")
         self.events.changed()
 
     def _recover(self) -> None:
@@ -196,8 +201,8 @@ class Studio:
             self._wake.clear()
             try:
                 worked = await self._run_next()
-            except sqlite3.OperationalError:  # nothing can be written down, as on a full disk: try again later
-                log.exception("The database cannot be written")
+            except Exception:  # a border: whatever it was, as a full disk under the database, the queue goes on later
+                log.exception("The queue could not go on")
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 if not worked:
@@ -224,6 +229,7 @@ class Studio:
                 job.id, type(error).__name__, f"Something went wrong inside ({error}). The log tells more."
             )
         finally:
+            self._stopping.discard(job.id)
             del self.running[job.id]
             self.events.changed()
         self._forget_the_oldest()
@@ -248,6 +254,8 @@ class Studio:
                 async for event in events:
                     await self._take(job, event)
         except WorkerDied as error:
+            if job.id in self._stopping:
+                return self.jobs.cancelled(job.id)
             if job.attempts >= ATTEMPTS:
                 raise WorkerDied(
                     f"This job has ended the worker {ATTEMPTS} times. Make it smaller, or look into the log."
@@ -258,7 +266,8 @@ class Studio:
         """Write down what the worker says."""
         match event:
             case Started():
-                return
+                if job.id in self._stopping:  # the wish came while there was no worker to hear it
+                    self.engine.interrupt(job.id, Interrupt.STOP)
             case Step():
                 self.running[job.id].take(event)
                 self.events.changed()

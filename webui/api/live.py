@@ -5,11 +5,15 @@ Text messages are JSON: `hello` (the latest pictures, for a page that knows noth
 A page that is slow gets fewer states and previews, but every event.
 """
 
+import asyncio
+import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
 
 from webui.studio import Studio
+
+log = logging.getLogger(__name__)
 
 
 def routes(studio: Studio) -> APIRouter:
@@ -18,11 +22,14 @@ def routes(studio: Studio) -> APIRouter:
     @router.websocket("/live")
     async def live(socket: WebSocket, since: Annotated[int | None, Query(ge=0, lt=2**63)] = None) -> None:
         await socket.accept()
-        page = LivePage(studio, socket)
         try:
-            await page.serve(since)
-        except (WebSocketDisconnect, RuntimeError):  # the tab was closed, starlette says so in either way
-            return
+            async with asyncio.TaskGroup() as group:
+                sender = group.create_task(LivePage(studio, socket).serve(since))
+                while (await socket.receive())["type"] != "websocket.disconnect":
+                    pass  # pages have nothing to say here
+                sender.cancel()
+        except* (WebSocketDisconnect, RuntimeError):  # the tab was closed while we spoke: starlette says it in two ways
+            log.debug("A page went away")
 
     return router
 
