@@ -1,6 +1,7 @@
 """Step 7: makes a pipeline folder of a checkpoint and puts it in the place of models/starter if it scores no lower."""
 
 import argparse
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -48,6 +49,17 @@ def assemble(checkpoint: Path, vae: Path, tokenizer: Path, out: Path) -> None:
         requires_safety_checker=False,
     )
     pipe.save_pretrained(out)
+    tidy(out)
+
+
+def tidy(folder: Path) -> None:
+    """Lets others read the files, and takes out the path from which the VAE was read."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o644)
+    config = folder / "vae/config.json"
+    kept = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def keep_notes(old: Path, new: Path) -> None:
