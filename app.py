@@ -81,7 +81,7 @@ def find_models(settings: Settings) -> "Registry":
     """The user's checkpoints, then the starter model, so that there is always one."""
     from pipelines.registry import Registry
 
-    registry = Registry(dict.fromkeys((settings.models_dir, HOME / "models")))
+    registry = Registry(dict.fromkeys((settings.models_dir, HOME / "models")), settings.cache / "hashes.json")
     registry.scan()
     return registry
 
@@ -100,7 +100,7 @@ def create_engine(settings: Settings) -> Engine:
 def boot(given: dict[str, JsonValue]) -> "Session":
     """Runs in the worker: torch is imported here, and nowhere else."""
     given = dict(given)
-    last = str(given.pop("last_model", ""))
+    last, cold = str(given.pop("last_model", "")), given.pop("cold", False)
     settings = Settings.model_validate(given)
     set_up_logging(settings.log_level)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from disk
@@ -111,7 +111,7 @@ def boot(given: dict[str, JsonValue]) -> "Session":
     device = choose_device(settings.device)
     models = {info.name: info for info in find_models(settings).all()}
     wrappers = loader.denoiser_wrappers(loader.load(settings.extensions))
-    warm = models.get(last) or next(iter(models.values()), None)
+    warm = None if cold else models.get(last) or next(iter(models.values()), None)
     return Session(ModelManager(device), device, wrappers, warm, settings.cache)
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pipelines.errors import PipelineError
 from pipelines.types import GenerationRequest, ModelInfo
 
-PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+PAIR = re.compile(r'\s*(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 NEGATIVE = "Negative prompt:"
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import logging
 import multiprocessing
 import threading
 from collections.abc import AsyncGenerator
@@ -13,6 +14,8 @@ from pipelines.engine import OnStatus, ignore
 from pipelines.errors import WorkerDied
 from pipelines.types import Assignment, Ending, Event, Interrupt, WorkerState, WorkerStatus
 from pipelines.worker import Report, Run, Wish, serve
+
+log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = (0.0, 1.0, 3.0, 10.0, 30.0)
 """Before the next worker starts, by how many in a row died before they were ready."""
@@ -44,7 +47,8 @@ class ProcessEngine:
 
     async def ready(self) -> None:
         await self.start()
-        await self._greeted.wait()
+        while not self._greeted.is_set():  # a worker may be ready and dead again before a waiter wakes up
+            await self._greeted.wait()
 
     async def run(self, assignment: Assignment) -> AsyncGenerator[Event, None]:
         await self.ready()
@@ -85,20 +89,25 @@ class ProcessEngine:
         while True:
             if self.status.state == WorkerState.STARTING:
                 self._tell(self.status)  # else the page goes on saying how the last one ended
-            self._child = Child(self._boot, self._settings)
-            async for report in self._child.reports():
-                self._take(report)
+            try:
+                # "cold": the one before died before it was ready, perhaps of the model that it warmed
+                self._child = Child(self._boot, {**self._settings, "cold": failures > 0})
+            except OSError as error:  # no memory, no process, no file handle is left
+                self._tell(WorkerStatus(state=WorkerState.FAILED, detail=f"The worker cannot be started: {error}"))
+            else:
+                async for report in self._child.reports():
+                    self._take(report)
+                if self.status.state != WorkerState.FAILED:
+                    self._tell(WorkerStatus(state=WorkerState.DIED, detail=self._child.obituary()))
             failures = 0 if self._greeted.is_set() else failures + 1
             self._greeted.clear()
-            if self.status.state != WorkerState.FAILED:
-                self._tell(WorkerStatus(state=WorkerState.DIED, detail=self._child.obituary()))
             for events in self._streams.values():
                 events.put_nowait(None)
             await asyncio.sleep(PAUSE_SECONDS[min(failures, len(PAUSE_SECONDS) - 1)])
 
     def _take(self, report: Report) -> None:
         if isinstance(report.event, WorkerStatus):
-            if report.event.state in (WorkerState.READY, WorkerState.LOADING):
+            if report.event.state == WorkerState.READY:
                 self._greeted.set()
             self._tell(report.event)
         elif report.run in self._streams:  # else: the tail of a run that was given up
@@ -106,7 +115,10 @@ class ProcessEngine:
 
     def _tell(self, status: WorkerStatus) -> None:
         self.status = status
-        self.on_status(status)
+        try:
+            self.on_status(status)
+        except Exception:  # a border: whoever listens cannot end the keeper
+            log.exception("Nobody could be told of %s", status.state)
 
 
 class Child:
@@ -154,9 +166,14 @@ class Child:
         while True:
             try:
                 report = Report.model_validate_json(self._pipe.recv_bytes())
-            except (EOFError, OSError):
+            except (
+                EOFError,
+                OSError,
+                ValueError,
+            ):  # ValueError: half a message, from a worker that died while speaking
                 report = None
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(self._reports.put_nowait, report)
             if report is None:
+                self._process.kill()
                 return

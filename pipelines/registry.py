@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipelines.errors import BadModel, ModelNotFound
-from pipelines.types import Frozen, ModelInfo
+from pipelines.types import Frozen, ModelInfo, check_side
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +33,18 @@ SIGNATURES = (Signature("sd1", "StableDiffusionPipeline", {"in_channels": 4, "ou
 class Card(Frozen):
     """The optional file inkstone.json beside model_index.json."""
 
-    cfg_scale: float = ModelInfo.model_fields["cfg_scale"].default
+    cfg_scale: float = Field(default=ModelInfo.model_fields["cfg_scale"].default, ge=0, le=30)
 
 
 class Registry:
     """The checkpoints by name. Read from many threads; `scan` and `hash_all` swap whole tables."""
 
-    def __init__(self, folders: Iterable[Path]) -> None:
+    def __init__(self, folders: Iterable[Path], hashes: Path | None = None) -> None:
+        """`hashes`: a file that remembers the SHA-256 sums, since computing one reads gigabytes."""
         self._folders = tuple(folder.resolve() for folder in folders)
         self._models: dict[str, ModelInfo] = {}
-        self._hashes: dict[Path, tuple[tuple[int, int], str]] = {}  # weights file -> (size, mtime) and its SHA-256
+        self._file = hashes
+        self._hashes: dict[str, str] = _read_hashes(hashes)  # path, size and mtime of a weights file -> its sum
         self._lock = threading.Lock()
 
     def scan(self) -> None:
@@ -51,28 +53,33 @@ class Registry:
         for root in self._folders:
             for index in sorted(root.rglob("model_index.json")):
                 try:
-                    info = identify(index.parent, root)
-                except BadModel as error:
+                    info = self._with_hash(identify(index.parent, root))
+                except (BadModel, OSError) as error:
                     log.warning("Skipped %s: %s", index.parent, error)
                 else:
                     found.setdefault(info.name, info)
         with self._lock:
-            self._models = {name: self._with_hash(info) for name, info in found.items()}
+            self._models = found
 
     def hash_all(self) -> None:
         """Compute the missing SHA-256 sums: seconds for large files, so call it in a thread."""
         for info in self.all():
-            weights = info.path / "unet" / WEIGHTS
+            if info.sha256:
+                continue
             try:
-                with weights.open("rb") as file:
-                    stamp, digest = _stamp(weights), hashlib.file_digest(file, "sha256").hexdigest()
+                key = _key(info)
+                with (info.path / "unet" / WEIGHTS).open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 log.warning("%s cannot be hashed: %s", info.name, error)
                 continue
             with self._lock:
-                self._hashes[weights] = stamp, digest
+                self._hashes[key] = digest
                 if self._models.get(info.name) == info:
-                    self._models[info.name] = self._with_hash(info)
+                    self._models[info.name] = info.model_copy(update={"sha256": digest})
+            if self._file:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                self._file.write_text(json.dumps(self._hashes, indent=0))
 
     def all(self) -> list[ModelInfo]:
         with self._lock:
@@ -89,9 +96,7 @@ class Registry:
         raise ModelNotFound(f"There is no checkpoint named {name!r}. There are: {', '.join(m.name for m in models)}.")
 
     def _with_hash(self, info: ModelInfo) -> ModelInfo:
-        weights = info.path / "unet" / WEIGHTS
-        stamp, digest = self._hashes.get(weights, (None, None))
-        return info.model_copy(update={"sha256": digest}) if stamp == _stamp(weights) else info
+        return info.model_copy(update={"sha256": self._hashes.get(_key(info))})
 
 
 def identify(folder: Path, root: Path) -> ModelInfo:
@@ -103,7 +108,7 @@ def identify(folder: Path, root: Path) -> ModelInfo:
         if row.pipeline == pipeline and all(unet.get(key) == value for key, value in row.unet.items()):
             if not (folder / "unet" / WEIGHTS).is_file():
                 raise BadModel(f"unet/{WEIGHTS} is missing; weights in other files are not read yet.")
-            side = int(unet.get("sample_size", 64)) * 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
+            side = _side(unet, vae)
             return ModelInfo(
                 name=folder.relative_to(root).as_posix().removeprefix("Stable-diffusion/"),
                 family=row.family,
@@ -116,6 +121,14 @@ def identify(folder: Path, root: Path) -> ModelInfo:
     raise BadModel(f"{pipeline or 'It'} is no kind of model that this version can run.")
 
 
+def _side(unet: dict[str, Any], vae: dict[str, Any]) -> int:
+    """Of the pictures that it was trained on, in pixels: the latent's side times what the VAE shrinks by."""
+    try:
+        return check_side(int(unet.get("sample_size") or 64) * 2 ** (len(vae.get("block_out_channels") or "1234") - 1))
+    except (TypeError, ValueError) as error:
+        raise BadModel(f"Its picture size cannot be read: {error}.") from error
+
+
 def _card(folder: Path) -> Card:
     """What the model's maker wants it to be used with, if they wrote it down."""
     if not (folder / CARD).exists():
@@ -126,9 +139,19 @@ def _card(folder: Path) -> Card:
         raise BadModel(f"{CARD} does not fit: {error}.") from error
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
+def _key(info: ModelInfo) -> str:
+    weights = info.path / "unet" / WEIGHTS
+    status = weights.stat()
+    return f"{weights}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def _read_hashes(file: Path | None) -> dict[str, str]:
+    """A cache: what cannot be read is computed anew."""
+    try:
+        found = json.loads(file.read_text("utf-8")) if file and file.exists() else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+from pydantic_core import from_json, to_json
 
 SEED_LIMIT = 2**32
 """Seeds are drawn below this, as in A1111, so that a seed fits into every tool that reads infotext."""
@@ -29,13 +30,25 @@ class ModelInfo(Frozen):
     sha256: str | None = Field(default=None, description="Of the weights; None until it has been computed")
 
 
-def _side(value: int) -> int:
+def check_side(value: int) -> int:
     if value != 0 and (not 64 <= value <= 4096 or value % 8):
         raise ValueError("must be a multiple of 8 from 64 to 4096, or 0 for the model's own size")
     return value
 
 
-Side = Annotated[int, AfterValidator(_side)]
+Side = Annotated[int, AfterValidator(check_side)]
+
+
+def _storable(extras: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """JSON parsers stop at 200 levels and refuse half a surrogate: what is accepted must be readable again."""
+    try:
+        from_json(b"[" * 100 + to_json(extras) + b"]" * 100)
+    except ValueError as error:
+        raise ValueError("must be text and numbers, nested at most 100 deep") from error
+    return extras
+
+
+Extras = Annotated[dict[str, JsonValue], AfterValidator(_storable)]
 
 
 class GenerationRequest(Frozen):
@@ -54,7 +67,7 @@ class GenerationRequest(Frozen):
     seed: int = Field(default=-1, ge=-1, lt=2**53, description="Of the first image, +1 for each further one; -1: drawn")
     batch_count: int = Field(default=1, ge=1, le=100, description="Batches, one after another")
     batch_size: int = Field(default=1, ge=1, le=16, description="Images that are made at once")
-    extras: dict[str, JsonValue] = Field(default={}, description="Settings of extensions, by extension name")
+    extras: Extras = Field(default={}, description="Settings of extensions, by extension name")
 
     @property
     def units(self) -> int:

@@ -102,6 +102,9 @@ def _read_orders(pipe: Connection, runs: queue.Queue[Run], interrupts: Interrupt
             order = ORDER.validate_json(pipe.recv_bytes())
         except (EOFError, OSError):
             os._exit(0)
+        except ValueError:  # cannot be: both sides are of one version. A worker that hears nothing more is no use
+            log.exception("An order cannot be read")
+            os._exit(1)
         if isinstance(order, Wish):
             interrupts.add(order.run, order.how)
         else:

@@ -17,6 +17,10 @@ from app import create_app
 from pipelines.engine import InlineEngine
 from webui.config import Settings
 
+DEEP: Any = 0
+for _ in range(210):
+    DEEP = [DEEP]
+
 ADDRESS = "http://localhost"
 
 
@@ -102,6 +106,7 @@ def test_an_open_seed_is_drawn_and_frozen(client: TestClient) -> None:
         ({"prompt": "x" * 10_000_000}, "prompt: string should have at most 20000 characters"),
         ({"prompt": 5}, "prompt: "),
         ({"stepz": 5}, "stepz: "),
+        ({"extras": {"a": DEEP}}, "extras: must be text and numbers, nested at most 100 deep"),
         ([], "The body: "),
     ],
 )
@@ -129,8 +134,9 @@ def test_odd_prompts_come_back_as_they_are(client: TestClient, prompt: str) -> N
     assert info["infotext"].startswith(prompt)
 
 
-def test_half_a_character_is_refused(client: TestClient) -> None:
-    answer = client.post("/api/v1/jobs", content='{"prompt": "\\ud800"}', headers={"content-type": "application/json"})
+@pytest.mark.parametrize("body", ['{"prompt": "\\ud800"}', '{"extras": {"a": "\\ud800"}}'])
+def test_half_a_character_is_refused(client: TestClient, body: str) -> None:
+    answer = client.post("/api/v1/jobs", content=body, headers={"content-type": "application/json"})
     assert answer.status_code in (400, 422)
 
 
@@ -156,6 +162,7 @@ def test_a_body_beyond_all_bounds_is_refused(client: TestClient) -> None:
         ("GET", "/api/v1/images/library.sqlite", 404),
         ("GET", "/api/v1/thumbnails/.cache/x.webp", 404),
         ("GET", "/api/v1/images?after=nonsense", 400),
+        ("GET", f"/api/v1/images?after={'9' * 5000}", 400),
         ("GET", "/api/v1/images?limit=0", 422),
     ],
 )

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.engine import Engine, InlineEngine
+from pipelines.engine import Engine, InlineEngine, Session
 from pipelines.errors import WorkerDied
 from pipelines.process_engine import ProcessEngine
-from pipelines.types import Assignment, Event, Failed, GenerationRequest, Interrupt, Picture, WorkerState
+from pipelines.types import Assignment, Event, Failed, GenerationRequest, Interrupt, Picture, WorkerState, WorkerStatus
 
 
 def make_engine(kind: str, settings: dict[str, Any]) -> Engine:
@@ -170,5 +170,46 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
             async with asyncio.timeout(60):
                 await told.wait()
             assert "cuda:99" in engine.status.detail
+
+    asyncio.run(scenario())
+
+
+def die_while_warming(settings: dict[str, Any]) -> Session:
+    """A boot whose first checkpoint ends the worker, as one that is too big for the memory does."""
+    from tests.tiny import boot
+
+    class Deadly:
+        def __init__(self) -> None:
+            self.real = boot({})
+            self.run = self.real.run
+
+        def status(self) -> WorkerStatus:
+            return self.real.status() if settings["cold"] else WorkerStatus(state=WorkerState.LOADING)
+
+        def warm(self, _: Callable[[WorkerStatus], None]) -> None:
+            if not settings["cold"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return Deadly()
+
+
+def test_a_worker_that_dies_while_warming_starts_cold(tiny: Path) -> None:
+    async def scenario() -> None:
+        engine = ProcessEngine("tests.test_engine:die_while_warming", {})
+        async with running(engine), asyncio.timeout(120):
+            assert types(await run(engine, assignment(tiny)))[-1] == "done"
+
+    asyncio.run(scenario())
+
+
+def test_a_listener_that_fails_does_not_end_the_keeper(tiny: Path) -> None:
+    async def scenario() -> None:
+        def fail(_: WorkerStatus) -> None:
+            raise RuntimeError("as a full disk makes it")
+
+        engine = ProcessEngine("tests.tiny:boot", {})
+        engine.on_status = fail
+        async with running(engine), asyncio.timeout(120):
+            assert types(await run(engine, assignment(tiny)))[-1] == "done"
 
     asyncio.run(scenario())

@@ -147,6 +147,16 @@ def test_numbers_count_what_was_reserved(store: Store) -> None:
     assert store.highest_number("2026-01-03") == 0
 
 
+def test_what_was_missed_comes_in_pages_without_a_gap(store: Store) -> None:
+    for number in range(1200):
+        store.log.append("started", number)
+    seen, seq = [], 0
+    while news := store.log.since(seq):
+        seen += [event.job for event in news]
+        seq = news[-1].seq
+    assert seen == list(range(1200))
+
+
 def test_history_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "KEEP", 3)
     monkeypatch.setattr(events, "KEEP", 4)

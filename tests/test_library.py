@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import PIL.Image
@@ -85,6 +86,22 @@ def test_a_picture_that_is_cut_off_is_no_server_error(library: Library, tmp_path
     with pytest.raises(NotAPicture):
         library.thumbnail("a/1.png")
     assert len(library.page(10).pictures) <= 1
+
+
+def test_one_thumbnail_for_many_who_ask_at_once(library: Library, tmp_path: Path) -> None:
+    for number in range(10):
+        add(tmp_path, f"a/{number}.png", size=(300, 300))
+        with ThreadPoolExecutor(4) as pool:
+            assert len(set(pool.map(library.thumbnail, [f"a/{number}.png"] * 4))) == 1
+
+
+def test_a_broken_link_harms_nobody_else(library: Library, tmp_path: Path) -> None:
+    add(tmp_path, "a/1.png")
+    (tmp_path / "a/gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "a/self.png").symlink_to(tmp_path / "a/self.png")
+    assert ids(library.page(10).pictures) == ["a/1.png"]
+    with pytest.raises(NotAPicture):
+        library.path("a/self.png")
 
 
 def test_a_bad_cursor_is_named(library: Library) -> None:

@@ -68,6 +68,35 @@ def test_a_crash_in_the_middle_leaves_the_old_file(tmp_path: Path, monkeypatch: 
     assert outputs.highest_number("a") == 1, "what the crash left behind is not counted"
 
 
+def test_a_name_that_was_reserved_keeps_its_format(tmp_path: Path) -> None:
+    Outputs(tmp_path, "jpeg", 92).write("a/1-1.png", png(), TEXT)
+    with PIL.Image.open(tmp_path / "a/1-1.png") as picture:
+        assert picture.format == "PNG"
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "webp"])
+def test_a_text_that_is_too_long_for_exif_is_cut(image_format: Literal["jpeg", "webp"], tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path, image_format, 92)
+    name = outputs.name("a", 1, 1)
+    outputs.write(name, png(), "x" * 41_000)
+    with PIL.Image.open(tmp_path / name) as picture:
+        text = read_infotext(picture)
+    assert text
+    assert set(text) == {"x"}
+
+
+def test_after_a_crash_only_whole_pictures_count(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path, "png", 92)
+    outputs.write("a/1-1.png", png(), TEXT)
+    (tmp_path / "a/2-1.png").write_bytes(png()[:30])
+    part = tmp_path / "a/.1-1.png.123.part"
+    part.touch()
+    assert outputs.recover("a/1-1.png") == (64, 48)
+    assert outputs.recover("a/2-1.png") is None
+    assert outputs.recover("a/3-1.png") is None
+    assert not part.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "number"), [("00012-5.png", 12), ("cat.png", 0), (".00003-1.png.part", 0), ("9-.webp", 9)]
 )

@@ -34,6 +34,39 @@ def test_a_model_says_what_it_likes(models: Path, tmp_path: Path, caplog: pytest
     assert CARD in caplog.text
 
 
+@pytest.mark.parametrize("size", [None, 8])
+def test_a_size_that_is_left_out_is_that_of_sd1(size: int | None, models: Path, tmp_path: Path) -> None:
+    set_sample_size(models, tmp_path, size)
+    assert registry(tmp_path).get("").width == (size or 64) * 8
+
+
+@pytest.mark.parametrize("size", [[64, 64], 4, 9999, "x"])
+def test_a_size_that_cannot_be_is_said(
+    size: object, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_sample_size(models, tmp_path, size)
+    assert registry(tmp_path).all() == []
+    assert "picture size" in caplog.text
+
+
+def set_sample_size(models: Path, folder: Path, size: object) -> None:
+    shutil.copytree(models / "tiny", folder / "tiny")
+    config = folder / "tiny" / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": size}))
+
+
+def test_hashes_outlive_the_process(models: Path, tmp_path: Path) -> None:
+    first = Registry([models], tmp_path / "cache" / "hashes.json")
+    first.scan()
+    first.hash_all()
+    second = Registry([models], tmp_path / "cache" / "hashes.json")
+    second.scan()
+    assert second.get("tiny").sha256
+    assert second.get("tiny") == first.get("tiny")
+    (tmp_path / "cache" / "hashes.json").write_text("[broken")
+    Registry([models], tmp_path / "cache" / "hashes.json").scan()
+
+
 def test_hashes_are_computed_once_and_kept_over_a_scan(models: Path) -> None:
     found = registry(models)
     found.hash_all()

@@ -32,6 +32,7 @@ GUARD = Guard(reached, (*LOOPBACK, "studio.lan"))
         ({"host": "127.0.0.1.evil.example"}, False),
         ({"host": "127.0.0.1:7860", "origin": "http://evil.example"}, False),
         ({"host": "127.0.0.1:7860", "origin": "null"}, False),
+        ({"host": "127.0.0.1:7860", "origin": "http://[x"}, False),
         ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:9999"}, False),
         ({"host": "127.0.0.1:7860", "sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, False),
     ],

@@ -59,7 +59,7 @@ class JobStore:
             units = ((row["id"], unit, task.seed_of(unit)) for unit in range(task.units))
             self._db.execute_many("INSERT INTO units (job, unit, state, seed) VALUES (?, ?, 'waiting', ?)", units)
             self._events.append("queued", row["id"])
-        return _job(row, ())
+        return _job(row, task, model, ())
 
     def claim(self) -> Job | None:
         """Take the oldest queued job."""
@@ -206,9 +206,11 @@ class JobStore:
         jobs = []
         for row in rows:
             try:
-                jobs.append(_job(row, pictures.get(row["id"], ())))
+                task, model = Task.model_validate_json(row["task"]), ModelInfo.model_validate_json(row["model"])
             except ValidationError as error:
                 log.warning("Job %s cannot be read: %s", row["id"], error)
+            else:
+                jobs.append(_job(row, task, model, pictures.get(row["id"], ())))
         return jobs
 
     def _pictures(self, jobs: list[int]) -> dict[int, tuple[PictureInfo, ...]]:
@@ -224,11 +226,6 @@ class JobStore:
         return found
 
 
-def _job(row: Row, pictures: tuple[PictureInfo, ...]) -> Job:
+def _job(row: Row, task: Task, model: ModelInfo, pictures: tuple[PictureInfo, ...]) -> Job:
     kept = ("id", "state", "created", "started", "finished", "attempts", "error", "message")
-    return Job(
-        **{key: row[key] for key in kept},
-        task=Task.model_validate_json(row["task"]),
-        model=ModelInfo.model_validate_json(row["model"]),
-        pictures=pictures,
-    )
+    return Job(**{key: row[key] for key in kept}, task=task, model=model, pictures=pictures)

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,12 +54,13 @@ class Library:
 
     def path(self, picture: str) -> Path:
         """The file behind an id. Raises NotAPicture for all that is not a picture inside outputs/."""
-        hidden = any(part.startswith(".") for part in Path(picture).parts)
+        # refused before the disk is asked: hidden files, and names like //host/share, which Windows would call
+        odd = Path(picture).anchor or any(part.startswith(".") for part in Path(picture).parts)
         try:
-            path = (self._root / picture).resolve(strict=True)
-        except (OSError, ValueError):  # not there, or no name that a file could have
+            path = self._root if odd else (self._root / picture).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):  # not there, no name that a file could have, a link to itself
             path = self._root
-        ours = path.is_relative_to(self._root) and not hidden
+        ours = path.is_relative_to(self._root)
         if not ours or path.suffix.lower() not in MEDIA_TYPES or not path.is_file():
             raise NotAPicture(f"There is no picture {picture[:200]!r}.")
         return path
@@ -116,32 +118,33 @@ def _read_folder(path: Path, folder: str) -> tuple[list[Entry], list[str]]:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(relative)
             elif Path(entry.name).suffix.lower() in MEDIA_TYPES:
-                pictures.append(Entry(entry.stat().st_mtime_ns, relative))
+                with suppress(OSError):  # a link to nowhere, or to itself
+                    pictures.append(Entry(entry.stat().st_mtime_ns, relative))
     return pictures, folders
 
 
 def _shrink(path: Path) -> bytes:
     buffer = io.BytesIO()
-    try:
-        with _open(path) as image:
-            image.draft("RGB", (THUMBNAIL, THUMBNAIL))
-            image = PIL.ImageOps.exif_transpose(image)
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
-            image.convert("RGBA" if image.has_transparency_data else "RGB").save(buffer, "webp", quality=80)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to say that the data are cut off or broken
-        raise NotAPicture(f"{path.name} cannot be read as a picture.") from error
+    with _open(path) as image:
+        image.draft("RGB", (THUMBNAIL, THUMBNAIL))
+        image = PIL.ImageOps.exif_transpose(image)
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        image.convert("RGBA" if image.has_transparency_data else "RGB").save(buffer, "webp", quality=80)
     return buffer.getvalue()
 
 
-def _open(path: Path) -> PIL.Image.Image:
+@contextmanager
+def _open(path: Path) -> Generator[PIL.Image.Image, None, None]:
+    """Covers the use of the picture too: Pillow reads when it must, and says in many ways that a file is broken."""
     try:
-        return PIL.Image.open(path)
-    except (OSError, PIL.Image.DecompressionBombError) as error:
+        with PIL.Image.open(path) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise NotAPicture(f"{path.name} cannot be read as a picture.") from error
 
 
 def _parse_cursor(cursor: str) -> Entry:
     stamp, _, name = cursor.partition(":")
-    if not stamp.isdecimal():
+    if not stamp.isdecimal() or len(stamp) > 20:
         raise PipelineError(f"{cursor!r} is no cursor. Use the `next` of the page before.")
     return Entry(int(stamp), name)

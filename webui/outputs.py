@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import threading
 from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -72,29 +73,33 @@ class Outputs:
         path = self.root / relative
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, self._encode(picture, infotext))
+            write_atomically(path, self._encode(picture, path.suffix, infotext))
         except OSError as error:
             raise _readable(error, path) from error
         return picture.size
 
-    def exists(self, relative: str) -> bool:
-        return (self.root / relative).is_file()
+    def recover(self, relative: str) -> tuple[int, int] | None:
+        """After a crash: width and height of the picture if it was written, None if not. Half a file is removed."""
+        path = self.root / relative
+        for part in path.parent.glob(f".{path.name}.*.part"):
+            part.unlink(missing_ok=True)
+        try:
+            with PIL.Image.open(path) as picture:
+                return picture.size
+        except (OSError, ValueError):
+            return None
 
-    def size(self, relative: str) -> tuple[int, int]:
-        """Width and height, read back from the file."""
-        with PIL.Image.open(self.root / relative) as picture:
-            return picture.size
-
-    def _encode(self, picture: PIL.Image.Image, infotext: str) -> bytes:
+    def _encode(self, picture: PIL.Image.Image, suffix: str, infotext: str) -> bytes:
+        """In the format of the name: it was reserved before the setting may have changed."""
         buffer = io.BytesIO()
         options: dict[str, Any] = {}
-        if self._format == "png":
+        if suffix == ".png":
             chunk = PngInfo()
             chunk.add_text("parameters", infotext)
             options = {"pnginfo": chunk}
         else:
             options = {"exif": user_comment(infotext), "quality": self._quality}
-        picture.save(buffer, self._format, **options)
+        picture.save(buffer, PIL.Image.registered_extensions()[suffix], **options)
         return buffer.getvalue()
 
 
@@ -104,9 +109,13 @@ def number_of(name: str) -> int:
 
 
 def user_comment(text: str) -> PIL.Image.Exif:
-    """EXIF with the text in UserComment, marked as Unicode and in UTF-16 big endian, as A1111 writes it."""
+    """EXIF with the text in UserComment, marked as Unicode and in UTF-16 big endian, as A1111 writes it.
+
+    EXIF holds 65,533 bytes in all, so a longer text is cut; the queue's history keeps the whole of it.
+    """
     exif = PIL.Image.Exif()
-    exif.get_ifd(PIL.ExifTags.IFD.Exif)[PIL.ExifTags.Base.UserComment] = b"UNICODE\0" + text.encode("utf-16-be")
+    comment = b"UNICODE\0" + text.encode("utf-16-be")[:65_000]
+    exif.get_ifd(PIL.ExifTags.IFD.Exif)[PIL.ExifTags.Base.UserComment] = comment
     return exif
 
 
@@ -121,8 +130,8 @@ def read_infotext(picture: PIL.Image.Image) -> str | None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Nobody ever sees half a file, not even after a power cut. What an earlier try left behind is overwritten."""
-    part = path.with_name(f".{path.name}.part")
+    """Nobody ever sees half a file, not even after a power cut, and two threads may write the same one."""
+    part = path.with_name(f".{path.name}.{threading.get_ident()}.part")
     try:
         with part.open("wb") as file:
             file.write(content)

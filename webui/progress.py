@@ -15,6 +15,8 @@ class Progress:
     step: int = 0
     steps: int = 0
     seconds_left: float | None = None
+    stopping: bool = False
+    """The user's wish outlives the worker that was told of it."""
     preview: bytes | None = None
     frame: int = 0
     """Counts the previews, so that nobody is sent the same one twice."""

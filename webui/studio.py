@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import aclosing
 
@@ -63,16 +64,17 @@ class Studio:
         self.events = EventLog(db)
         self.jobs = JobStore(db, self.events)
         self.running: dict[int, Progress] = {}
-        self._stopping: set[int] = set()
+        self._numbers: dict[str, int] = {}  # folder -> the number that was given last
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Studio":
         await asyncio.to_thread(self._recover)
         self.engine.on_status = self._on_status
+        self._on_status(self.engine.status)  # it may have been ready before anyone listened
         await self.engine.start()
         self._tasks = [asyncio.create_task(self._run_forever()) for _ in range(self.engine.slots)]
-        self._tasks.append(asyncio.create_task(asyncio.to_thread(self.registry.hash_all)))
+        threading.Thread(target=self.registry.hash_all, daemon=True).start()  # no reason to wait for it at the end
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -125,8 +127,9 @@ class Studio:
         """Nothing is open any more: checkpoint, size and seed are named, and every choice exists."""
         model = self.registry.get(request.model or self.default_model())
         self._check_choices(request)
-        named = request.model_copy(
-            update={
+        named = GenerationRequest.model_validate(
+            {
+                **request.model_dump(),
                 "model": model.name,
                 "width": request.width or model.width,
                 "height": request.height or model.height,
@@ -142,7 +145,8 @@ class Studio:
         if job.state == JobState.QUEUED:
             self.jobs.cancelled(job_id)
         elif job.state == JobState.RUNNING:
-            self._stopping.add(job_id)
+            if progress := self.running.get(job_id):
+                progress.stopping = True
             self.engine.interrupt(job_id, Interrupt.STOP)
         return self.job(job_id)
 
@@ -188,8 +192,9 @@ class Studio:
     def _recover(self) -> None:
         """After a crash: what was written counts, what was begun is queued again."""
         for picture in self.jobs.half_saved():
-            if self.outputs.exists(picture.id) and picture.job and (job := self.jobs.get(picture.job)):
-                width, height = self.outputs.size(picture.id)
+            size = self.outputs.recover(picture.id)
+            if size and picture.job and (job := self.jobs.get(picture.job)):
+                width, height = size
                 text = infotext.dump(job.task, picture.unit or 0, job.model, VERSION)
                 self.jobs.saved(picture.model_copy(update={"width": width, "height": height, "infotext": text}))
         self._requeue_orphans()
@@ -219,7 +224,10 @@ class Studio:
         except PipelineError as error:
             self.jobs.failed(job.id, type(error).__name__, str(error))
         except asyncio.CancelledError:
-            self.jobs.requeue(job.id, CLOSED, to_blame=False)
+            if self.running[job.id].stopping:
+                self.jobs.cancelled(job.id)
+            else:
+                self.jobs.requeue(job.id, CLOSED, to_blame=False)
             raise
         except sqlite3.OperationalError:
             raise
@@ -229,7 +237,6 @@ class Studio:
                 job.id, type(error).__name__, f"Something went wrong inside ({error}). The log tells more."
             )
         finally:
-            self._stopping.discard(job.id)
             del self.running[job.id]
             self.events.changed()
         self._forget_the_oldest()
@@ -254,7 +261,7 @@ class Studio:
                 async for event in events:
                     await self._take(job, event)
         except WorkerDied as error:
-            if job.id in self._stopping:
+            if self.running[job.id].stopping:
                 return self.jobs.cancelled(job.id)
             if job.attempts >= ATTEMPTS:
                 raise WorkerDied(
@@ -266,7 +273,7 @@ class Studio:
         """Write down what the worker says."""
         match event:
             case Started():
-                if job.id in self._stopping:  # the wish came while there was no worker to hear it
+                if self.running[job.id].stopping:  # the wish came while there was no worker to hear it
                     self.engine.interrupt(job.id, Interrupt.STOP)
             case Step():
                 self.running[job.id].take(event)
@@ -294,5 +301,7 @@ class Studio:
 
     def _next_path(self, seed: int) -> str:
         folder = self.outputs.folder()
-        number = max(self.outputs.highest_number(folder), self.jobs.highest_number(folder)) + 1
-        return self.outputs.name(folder, number, seed)
+        if folder not in self._numbers:
+            self._numbers = {folder: max(self.outputs.highest_number(folder), self.jobs.highest_number(folder))}
+        self._numbers[folder] += 1
+        return self.outputs.name(folder, self._numbers[folder], seed)

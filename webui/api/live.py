@@ -49,10 +49,11 @@ class LivePage:
             await self._socket.send_json({"type": "hello", "seq": seq, "pictures": pictures})
         with events.watch() as watcher:
             while True:
-                for event in events.since(seq):
-                    seq = event.seq
-                    body = event.model_dump(mode="json", exclude={"seq"})
-                    await self._socket.send_json({"type": "event", "seq": seq, "event": body})
+                while news := events.since(seq):
+                    for event in news:
+                        seq = event.seq
+                        body = event.model_dump(mode="json", exclude={"seq"})
+                        await self._socket.send_json({"type": "event", "seq": seq, "event": body})
                 await self._send_state()
                 await self._send_previews()
                 await watcher.wait()

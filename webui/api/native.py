@@ -88,7 +88,8 @@ def _add_rest(router: APIRouter, studio: Studio) -> None:
         seq = newest if known is None else min(known, newest)
         with studio.events.watch() as watcher:
             while True:
-                for event in studio.events.since(seq):
-                    seq = event.seq
-                    yield ServerSentEvent(data=event.model_dump(mode="json"), event=event.type, id=str(seq))
+                while news := studio.events.since(seq):
+                    for event in news:
+                        seq = event.seq
+                        yield ServerSentEvent(data=event.model_dump(mode="json"), event=event.type, id=str(seq))
                 await watcher.wait()

@@ -13,7 +13,7 @@ from pipelines.types import GenerationRequest, ModelInfo
 from webui.i18n import t
 from webui.ui.components import MAY_FAIL, QUIET, Shell, choice, number, script, slider, small_button, sorry, text
 
-DEFAULTS = GenerationRequest(prompt="a purple car, 3d render")
+DEFAULTS = GenerationRequest(prompt="a castle, 3d render")
 """What the form holds at the very first visit; the prompt is something that the starter model draws well."""
 
 Values = Mapping[Any, Any]
