@@ -88,7 +88,13 @@ class Database:
         return rows[0]["value"] if rows else None
 
     def remember(self, key: str, value: str) -> None:
-        self.execute("INSERT INTO facts VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", key, value)
+        """What is known already is not written again: a commit waits for the disk."""
+        self.execute(
+            "INSERT INTO facts VALUES (?, ?)"
+            " ON CONFLICT DO UPDATE SET value = excluded.value WHERE value <> excluded.value",
+            key,
+            value,
+        )
 
     def close(self) -> None:
         with self._lock:
