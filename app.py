@@ -105,8 +105,9 @@ def boot(given: dict[str, JsonValue]) -> "Session":
     set_up_logging(settings.log_level)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from disk
     from extensions import loader
+    from pipelines.device import choose_device
     from pipelines.manager import ModelManager
-    from pipelines.session import Session, choose_device
+    from pipelines.session import Session
 
     device = choose_device(settings.device)
     models = {info.name: info for info in find_models(settings).all()}

@@ -8,12 +8,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from pipelines.device import choose_dtype
 from pipelines.errors import BadModel, ModelNotFound
-
-
-def choose_dtype(device: torch.device) -> torch.dtype:
-    """Half precision where it is fast and the modules are known to bear it."""
-    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def check_folder(path: Path, parts: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from pipelines.device import device_name
 from pipelines.engine import OnStatus
 from pipelines.errors import BadModel
 from pipelines.families import FAMILIES, Load
@@ -47,8 +48,3 @@ class ModelManager:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def device_name(device: torch.device) -> str:
-    """For people: "CPU", or what the maker calls the card."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

@@ -13,11 +13,12 @@ import psutil
 import torch
 from torch import Tensor
 
+from pipelines.device import device_name
 from pipelines.engine import OnStatus
 from pipelines.errors import OutOfMemory, PipelineError
 from pipelines.families.base import LoadedModel
 from pipelines.generate import Batch, WrapDenoise, batches, encode, generate
-from pipelines.manager import ModelManager, device_name
+from pipelines.manager import ModelManager
 from pipelines.preview import Previews
 from pipelines.samplers import SAMPLERS, SCHEDULE_NAMES
 from pipelines.types import (
@@ -174,23 +175,6 @@ def png(picture: PIL.Image.Image) -> bytes:
     data = io.BytesIO()
     picture.save(data, "PNG", compress_level=1)
     return data.getvalue()
-
-
-def choose_device(wish: str) -> torch.device:
-    """From "auto", "cpu", "cuda", "cuda:1" or "mps"; "auto" takes the fastest that is there."""
-    there = devices()
-    if wish == "auto":
-        return torch.device(there[0])
-    name = "cuda:0" if wish == "cuda" else wish
-    if name not in there:
-        raise PipelineError(f"The device {wish!r} is not there. Choose one of: auto, {', '.join(there)}.")
-    return torch.device(name)
-
-
-def devices() -> list[str]:
-    """The devices of this machine, the fastest first."""
-    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def capabilities(models: ModelManager, device: torch.device) -> Capabilities:

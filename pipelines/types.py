@@ -17,17 +17,56 @@ class Frozen(BaseModel):
     )
 
 
-class ModelInfo(Frozen):
-    """A checkpoint on disk, as the registry found it."""
+class Kind(StrEnum):
+    """What a model file is for."""
 
-    name: str
-    family: str = Field(description="Row of the table of families, such as sd1")
+    CHECKPOINT = "checkpoint"  # draws pictures: a whole one, or the denoiser alone
+    LORA = "lora"
+    EMBEDDING = "embedding"
+    VAE = "vae"
+    TEXT_ENCODER = "text_encoder"
+    CONTROLNET = "controlnet"
+    T2I_ADAPTER = "t2i_adapter"
+    IP_ADAPTER = "ip_adapter"
+    UPSCALER = "upscaler"
+    FACE_RESTORER = "face_restorer"
+    UNKNOWN = "unknown"  # can be read, but fits no row of the table
+    BROKEN = "broken"  # cannot be read
+
+
+class Format(StrEnum):
+    SAFETENSORS = "safetensors"
+    PICKLE = "pickle"
+    GGUF = "gguf"
+    DIFFUSERS = "diffusers"  # a folder
+
+
+class ModelInfo(Frozen):
+    """A model on disk, as the registry found it."""
+
+    name: str = Field(description="Path below its kind's folder, with the suffix of a file: anime/dream.safetensors")
+    kind: Kind = Kind.CHECKPOINT
+    family: str = Field(description="Row of the table of families, such as sd1; empty: not known, or for any")
+    variant: str = Field(default="", description="base is empty; inpaint, pix2pix, refiner, turbo, schnell, fill, ...")
+    prediction: str = Field(default="", description="epsilon, v_prediction or flow; empty: what the family does")
+    format: Format = Format.DIFFUSERS
     path: Path
     size_bytes: int
-    width: int = Field(description="The picture size that the model was trained for, in pixels")
-    height: int
+    parts: dict[str, int] = Field(default={}, description="Networks inside, by diffusers' name (unet, vae), in bytes")
+    dtype: str = Field(default="", description="In which most of its bytes are, by safetensors' name: F16, Q4_K, ...")
+    width: int = Field(default=0, description="The picture size that the model was trained for, in pixels")
+    height: int = 0
     cfg_scale: float = Field(default=7.0, description="The guidance at which it looks best")
     sha256: str | None = Field(default=None, description="Of the weights; None until it has been computed")
+    detail: str = Field(default="", description="What was seen in an unknown file, or why a broken one cannot be read")
+    companions: dict[str, "ModelInfo"] = Field(
+        default={}, description="Networks that come from other files, by diffusers' name; set when a job is frozen"
+    )
+
+    @property
+    def title(self) -> str:
+        """As A1111 writes it: `name.safetensors [0123456789]`."""
+        return f"{self.name} [{self.sha256[:10]}]" if self.sha256 else self.name
 
 
 def check_side(value: int) -> int:
@@ -67,6 +106,12 @@ class GenerationRequest(Frozen):
     seed: int = Field(default=-1, ge=-1, lt=2**53, description="Of the first image, +1 for each further one; -1: drawn")
     batch_count: int = Field(default=1, ge=1, le=100, description="Batches, one after another")
     batch_size: int = Field(default=1, ge=1, le=16, description="Images that are made at once")
+    vae: str = Field(
+        default="Automatic", max_length=500, description="Automatic, None (the model's own) or a file's name"
+    )
+    text_encoders: tuple[Annotated[str, Field(max_length=500)], ...] = Field(
+        default=(), max_length=4, description="Files to take the text encoders from; empty: chosen by family and shape"
+    )
     extras: Extras = Field(default={}, description="Settings of extensions, by extension name")
 
     @property
@@ -107,6 +152,9 @@ class Capabilities(Frozen):
     schedules: tuple[str, ...]
     families: tuple[str, ...]
     versions: dict[str, str] = Field(description="Of torch, diffusers and the like")
+    dtypes: dict[str, str] = Field(default={}, description="What each kind of network computes in: float32, bfloat16")
+    attention: str = Field(default="", description="The backend that is in use: SDPA, xformers, ...")
+    attentions: dict[str, str] = Field(default={}, description="Every backend -> why it cannot be used here, or empty")
 
 
 class WorkerState(StrEnum):
@@ -123,6 +171,9 @@ class WorkerStatus(Frozen):
     type: Literal["worker"] = "worker"
     state: WorkerState = WorkerState.STARTING
     detail: str = Field(default="", description="The model while loading, the device when ready, the reason on failure")
+    fraction: float | None = Field(default=None, description="While loading: how much is there, from 0 to 1")
+    free_bytes: int | None = Field(default=None, description="Memory that the device has left for models and pictures")
+    loaded: tuple[str, ...] = Field(default=(), description="Names of the checkpoints in memory, the last used first")
     capabilities: Capabilities | None = None
 
 
@@ -138,6 +189,22 @@ class Step(Frozen):
     step: int = Field(description="1 up to `steps`")
     steps: int
     preview: bytes | None = Field(default=None, description="JPEG of the predicted picture")
+
+
+class Decoding(Frozen):
+    """The VAE turns latents into a picture, in tiles if memory is short."""
+
+    type: Literal["decoding"] = "decoding"
+    unit: int
+    tile: int = Field(description="0 up to `tiles`")
+    tiles: int
+
+
+class Note(Frozen):
+    """Something was done in another way than asked, and the picture came all the same: what, why, what helps."""
+
+    type: Literal["note"] = "note"
+    text: str
 
 
 class Picture(Frozen):
@@ -172,5 +239,7 @@ class Failed(Frozen):
 
 
 Ending = Done | Stopped | Failed
-Event = Annotated[Started | Step | Picture | Skipped | Done | Stopped | Failed, Field(discriminator="type")]
+Event = Annotated[
+    Started | Step | Decoding | Note | Picture | Skipped | Done | Stopped | Failed, Field(discriminator="type")
+]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)

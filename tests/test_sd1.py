@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.device import choose_dtype
 from pipelines.errors import BadModel, ModelNotFound, PipelineError
 from pipelines.families.sd1 import SD1
-from pipelines.loading import choose_dtype
 from pipelines.prompt import parse
 from tests.tiny import save_sd1
 

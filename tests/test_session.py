@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.device import choose_device
 from pipelines.errors import OutOfMemory, PipelineError
 from pipelines.families.base import LoadedModel
 from pipelines.generate import WrapDenoise
 from pipelines.manager import ModelManager
 from pipelines.samplers import SAMPLERS, SCHEDULE_NAMES, Denoise
-from pipelines.session import Session, choose_device, readable_errors
+from pipelines.session import Session, readable_errors
 from pipelines.types import (
     EVENT,
     Assignment,

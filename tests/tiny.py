@@ -9,11 +9,12 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from pipelines.device import choose_device
 from pipelines.families.base import LoadedModel
 from pipelines.generate import WrapDenoise
 from pipelines.manager import ModelManager
 from pipelines.samplers import Denoise
-from pipelines.session import Session, choose_device
+from pipelines.session import Session
 from pipelines.types import GenerationRequest, ModelInfo
 
 INDEX = {

@@ -32,7 +32,19 @@ class Settings(BaseSettings):
     port: int = Field(default=7860, ge=0, le=65535, description="port to listen on")
     data_dir: Path = Field(default=HOME, description="where outputs/, the database and settings.toml live")
     models_dir: Path = Field(default=HOME / "models", description="where checkpoints lie")
+    more_models: tuple[Path, ...] = Field(default=(), description="further folders: of A1111, Forge, ComfyUI, InvokeAI")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 or mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="number format of the networks; auto: what is fast on this machine"
+    )
+    storage: Literal["auto", "full", "fp8", "nf4"] = Field(default="auto", description="format of weights in memory")
+    placement: Literal["auto", "full", "offload", "stream"] = Field(
+        default="auto", description="where weights lie: on the device, part by part, or layer by layer"
+    )
+    attention: str = Field(default="auto", description="auto, sdpa, xformers, flash, sage or sliced")
+    vram_gb: float = Field(default=0, ge=0, description="use at most so much of the device; 0: all that is free")
+    cache_gb: float = Field(default=-1, ge=-1, description="RAM for recently used models; -1: a share of what is free")
+    hf_mirror: str = Field(default="https://huggingface.co", description="where Hugging Face ids are fetched from")
     no_browser: bool = Field(default=False, description="do not open a browser window")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="how much to log")
     allowed_hosts: tuple[str, ...] = Field(default=(), description="further host names by which browsers may call us")

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from pipelines.types import Step, Task
+from pipelines.types import Decoding, Note, Step, Task
 
 
 @dataclass
@@ -14,6 +14,10 @@ class Progress:
     unit: int = 0
     step: int = 0
     steps: int = 0
+    tile: int = 0
+    """Of the picture that is being decoded; 0 of 0 while it is denoised."""
+    tiles: int = 0
+    notes: list[str] = field(default_factory=list)
     seconds_left: float | None = None
     stopping: bool = False
     """The user's wish outlives the worker that was told of it."""
@@ -29,8 +33,17 @@ class Progress:
         self.done = self.task.units - len(units)
         self._batches = sorted({unit // self.task.batch_size for unit in units})
 
-    def take(self, event: Step, now: float | None = None) -> None:
-        now = time.monotonic() if now is None else now
+    def take(self, event: Step | Decoding | Note, now: float | None = None) -> None:
+        match event:
+            case Note():
+                self.notes.append(event.text)
+            case Decoding():
+                self.unit, self.tile, self.tiles = event.unit, event.tile, event.tiles
+            case Step():
+                self.tile = self.tiles = 0
+                self._count(event, time.monotonic() if now is None else now)
+
+    def _count(self, event: Step, now: float) -> None:
         self.unit, self.step, self.steps = event.unit, event.step, event.steps
         if event.preview is not None:
             self.preview, self.frame = event.preview, self.frame + 1
@@ -54,5 +67,8 @@ class Progress:
             "unit": self.unit,
             "step": self.step,
             "steps": self.steps,
+            "tile": self.tile,
+            "tiles": self.tiles,
+            "notes": self.notes,
             "seconds_left": self.seconds_left,
         }

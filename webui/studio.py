@@ -18,12 +18,14 @@ from pipelines.types import (
     SEED_LIMIT,
     Assignment,
     Capabilities,
+    Decoding,
     Done,
     Event,
     Failed,
     GenerationRequest,
     Interrupt,
     ModelInfo,
+    Note,
     Picture,
     Skipped,
     Started,
@@ -276,6 +278,9 @@ class Studio:
                 if self.running[job.id].stopping:  # the wish came while there was no worker to hear it
                     self.engine.interrupt(job.id, Interrupt.STOP)
             case Step():
+                self.running[job.id].take(event)
+                self.events.changed()
+            case Decoding() | Note():
                 self.running[job.id].take(event)
                 self.events.changed()
             case Picture():

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import PIL.Image
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from pipelines.prompt import Span
 from pipelines.samplers import NoiseLevels
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True)
