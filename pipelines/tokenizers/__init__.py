@@ -1,0 +1,1 @@
+"""Vocabularies that are part of the program, and the tokenizers made from them: nothing is downloaded for them."""
