@@ -39,6 +39,30 @@ MIGRATIONS = (
       data TEXT NOT NULL);
     CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN checkpoint TEXT NOT NULL DEFAULT '';  -- path: jobs of one checkpoint run together
+    ALTER TABLE jobs ADD COLUMN notes TEXT NOT NULL DEFAULT '[]';     -- what was done in another way than asked, JSON
+    """,
+    """
+    CREATE TABLE downloads (
+      id INTEGER PRIMARY KEY AUTOINCREMENT,
+      source TEXT NOT NULL,            -- as the user meant it: owner/name, an address, a path
+      name TEXT NOT NULL,              -- of the file or folder, as far as it is known
+      asked_name TEXT,
+      asked_sha256 TEXT,
+      kind TEXT,
+      mode TEXT NOT NULL,              -- of a path: auto | link | copy
+      state TEXT NOT NULL,             -- queued | running | paused | done | failed | cancelled
+      message TEXT NOT NULL DEFAULT '',
+      plan TEXT,                       -- the files to fetch, JSON; NULL: to be found out
+      target TEXT,                     -- path below the models folder
+      validators TEXT NOT NULL DEFAULT '{}',  -- file -> what its server calls this state of it, JSON
+      received INTEGER NOT NULL DEFAULT 0,
+      total INTEGER,
+      created REAL NOT NULL,
+      finished REAL);
+    CREATE INDEX downloads_by_state ON downloads (state, id);
+    """,
 )
 """Each takes the database from version n to n + 1 (`PRAGMA user_version`). Never change one that was released."""
 
