@@ -13,12 +13,14 @@ import sys
 import threading
 import webbrowser
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import filelock
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from pipelines.engine import Engine
+from pipelines.errors import ModelNotFound, PipelineError
 from webui import config
 from webui.config import HOME, Settings
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from pipelines.registry import Registry
     from pipelines.session import Session
+    from pipelines.types import ModelInfo
 
 log = logging.getLogger("inkstone")
 
@@ -43,17 +46,25 @@ def create_app(settings: Settings, engine: Engine) -> "FastAPI":
     from fastapi_offline import FastAPIOffline
 
     from extensions import loader
-    from webui import api, ui
+    from pipelines.reading import kind_of
+    from webui import VERSION, api, ui
     from webui.db import Database
+    from webui.downloads import Downloads, Hooks, Rules, Tokens
     from webui.library import Library
     from webui.outputs import Outputs
-    from webui.studio import VERSION, Studio
+    from webui.studio import Studio
 
     plugins = loader.load(settings.extensions)
     outputs = Outputs(settings.outputs, settings.image_format, settings.image_quality)
-    studio = Studio(
-        engine, Database(settings.database), find_models(settings), outputs, partial(loader.prepare, plugins)
-    )
+    db, registry = Database(settings.database), find_models(settings)
+
+    def arrived(_: Path) -> None:
+        registry.scan()
+
+    hooks = Hooks(identify=kind_of, on_done=arrived, on_change=lambda: studio.downloads_changed())
+    rules = Rules(huggingface=settings.hf_mirror, allowed_hosts=frozenset(settings.download_hosts))
+    downloads = Downloads(db, settings.models_dir, Tokens(settings.outputs / "tokens.json"), rules, hooks)
+    studio = Studio(engine, db, registry, outputs, downloads, partial(loader.prepare, plugins))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -78,10 +89,11 @@ def create_app(settings: Settings, engine: Engine) -> "FastAPI":
 
 
 def find_models(settings: Settings) -> "Registry":
-    """The user's checkpoints, then the starter model, so that there is always one."""
+    """The user's models, those of other applications, then the starter model, so that there is always one."""
     from pipelines.registry import Registry
 
-    registry = Registry(dict.fromkeys((settings.models_dir, HOME / "models")), settings.cache / "hashes.json")
+    folders = (settings.models_dir, *settings.more_models, HOME / "models")
+    registry = Registry(dict.fromkeys(folders), settings.cache / "models.sqlite")
     registry.scan()
     return registry
 
@@ -92,7 +104,7 @@ def create_engine(settings: Settings) -> Engine:
     from webui.db import Database
 
     database = Database(settings.database)
-    given: dict[str, JsonValue] = {**settings.model_dump(mode="json"), "last_model": database.fact("last_model") or ""}
+    given: dict[str, JsonValue] = {**settings.model_dump(mode="json"), "warm": database.fact("warm")}
     database.close()
     return ProcessEngine("app:boot", given)
 
@@ -100,24 +112,46 @@ def create_engine(settings: Settings) -> Engine:
 def boot(given: dict[str, JsonValue]) -> "Session":
     """Runs in the worker: torch is imported here, and nowhere else."""
     given = dict(given)
-    last, cold = str(given.pop("last_model", "")), given.pop("cold", False)
+    warm, cold = given.pop("warm", None), given.pop("cold", False)
     settings = Settings.model_validate(given)
     set_up_logging(settings.log_level)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from disk
     from extensions import loader
-    from pipelines.device import choose_device
-    from pipelines.manager import ModelManager
+    from pipelines.device import choose_device, choose_dtypes
+    from pipelines.fitting import Choices, Fitter
+    from pipelines.manager import ModelManager, default_budget
+    from pipelines.memory import Wish
     from pipelines.session import Session
 
     device = choose_device(settings.device)
-    models = {info.name: info for info in find_models(settings).all()}
+    wish = Wish(placement=settings.placement, storage=settings.storage)
+    fitter = Fitter(device, Choices(wish, settings.vram_gb, settings.attention), settings.cache)
+    budget = default_budget() if settings.cache_gb < 0 else int(settings.cache_gb * 2**30)
+    dtypes = choose_dtypes(device, settings.dtype, settings.cache)
+    models = ModelManager(device, dtypes, budget, release=fitter.release)
     wrappers = loader.denoiser_wrappers(loader.load(settings.extensions))
-    warm = None if cold else models.get(last) or next(iter(models.values()), None)
-    return Session(ModelManager(device), device, wrappers, warm, settings.cache)
+    return Session(models, device, wrappers, None if cold else first_model(settings, warm), settings.cache, fitter)
+
+
+def first_model(settings: Settings, last: JsonValue) -> "ModelInfo | None":
+    """What the first job is likely to ask for: the checkpoint of the last one, with its companions, else the first."""
+    from pipelines.types import ModelInfo
+
+    with contextlib.suppress(ValidationError):  # written by another version
+        if last and (info := ModelInfo.model_validate_json(str(last))).path.exists():
+            return info
+    with contextlib.suppress(ModelNotFound):  # the page will say so
+        registry = find_models(settings)
+        info = registry.get("")
+        return info.model_copy(update={"companions": registry.companions(info)})
+    return None
 
 
 def main() -> None:
-    settings = config.load()
+    doctor = sys.argv[1:2] == ["doctor"]
+    settings = config.load(sys.argv[2:] if doctor else None)
+    if doctor:
+        return see_doctor(settings)
     set_up_logging(settings.log_level)
     with (
         take_data_folder(settings),
@@ -125,6 +159,16 @@ def main() -> None:
         contextlib.suppress(KeyboardInterrupt),  # uvicorn has closed everything before it raises this
     ):
         asyncio.run(serve(settings, listener))
+
+
+def see_doctor(settings: Settings) -> None:
+    """`uv run app.py doctor`: what this machine has, what fits, what to do."""
+    from pipelines import doctor
+
+    try:
+        sys.stdout.write(doctor.main(settings) + "\n")
+    except PipelineError as error:
+        raise SystemExit(str(error)) from error
 
 
 async def serve(settings: Settings, listener: socket.socket) -> None:

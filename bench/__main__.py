@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from bench import start
+from bench import listing, start
 from bench.rows import Row
 
 log = logging.getLogger("bench")
@@ -16,9 +16,13 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     log.info("The application, started by its command, on %s cores", os.cpu_count())
     report(start.run())
+    log.info("\nModels in a folder, listed by their headers")
+    report(listing.run())
     log.info("\nThe sampling loop against diffusers' pipeline, one thread, CPU seconds")
     # in a process of its own, since threads are counted when torch is imported
     subprocess.run([sys.executable, "-m", "bench.loop"], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    log.info("\nLoading and switching checkpoints against diffusers' from_single_file, one thread, CPU seconds")
+    subprocess.run([sys.executable, "-m", "bench.models"], check=True)
 
 
 def report(rows: list[Row]) -> None:

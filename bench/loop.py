@@ -38,20 +38,23 @@ def run(model: Path = STARTER, steps: int = 20, size: int = 128, rounds: int = 5
 
 
 def compare(model: Path, sampler: str, steps: int, size: int, rounds: int) -> Rows:
-    from pipelines.families.sd1 import SD1
+    from pipelines.manager import ModelManager
 
     request = GenerationRequest(
         prompt=PROMPT, width=size, height=size, steps=steps, seed=1, cfg_scale=CFG, sampler=sampler, schedule="Karras"
     )
-    loaded = SD1.load(model, torch_cpu())
+    info = ModelInfo(name="model", family="sd1", path=model, size_bytes=0, width=size, height=size)
+    models = ModelManager(torch_cpu())
+    loaded = models.get(info, lambda status: None)
     forwards = Stopwatch()
-    loaded.unet.register_forward_pre_hook(forwards.start)
-    loaded.unet.register_forward_hook(forwards.stop)
+    unet = loaded.parts["unet"].module
+    unet.register_forward_pre_hook(forwards.start)
+    unet.register_forward_hook(forwards.stop)
     loop = Loop(forwards)
     ways: dict[str, Callable[[], object]] = {
         "ours": partial(draw, loaded, request, loop),
         "diffusers": diffusers_pipeline(loaded, model, request),
-        "session": whole_job(loaded, model, request),
+        "session": whole_job(models, info, request),
     }
     totals: dict[str, list[float]] = {name: [] for name in ways}
     around: dict[str, list[float]] = {name: [] for name in ways}
@@ -129,7 +132,7 @@ def diffusers_pipeline(loaded: Any, model: Path, request: GenerationRequest) -> 
     from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 
     kind = {"DPM++ 2M": DPMSolverMultistepScheduler, "Euler": EulerDiscreteScheduler}[request.sampler]
-    parts = {"unet": loaded.unet, "vae": loaded.vae, "text_encoder": loaded.text_encoder}
+    parts = {name: part.module for name, part in loaded.parts.items()}
     pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, local_files_only=True, **parts)
     pipe.scheduler = kind.from_config({**pipe.scheduler.config, "timestep_spacing": "linspace"}, use_karras_sigmas=True)
     pipe.set_progress_bar_config(disable=True)
@@ -147,14 +150,11 @@ def diffusers_pipeline(loaded: Any, model: Path, request: GenerationRequest) -> 
     return once
 
 
-def whole_job(loaded: Any, model: Path, request: GenerationRequest) -> Callable[[], object]:
+def whole_job(models: Any, info: ModelInfo, request: GenerationRequest) -> Callable[[], object]:
     """As a worker does it, with previews, events and the PNG."""
-    from pipelines.manager import ModelManager
     from pipelines.session import Session
 
-    device = torch_cpu()
-    session = Session(ModelManager(device, families={"sd1": lambda path, device: loaded}), device)
-    info = ModelInfo(name="model", family="sd1", path=model, size_bytes=0, width=request.width, height=request.height)
+    session = Session(models, torch_cpu())
     assignment = Assignment(job=1, task=request, model=info, units=(0,))
 
     def once() -> object:

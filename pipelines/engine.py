@@ -5,7 +5,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
-from pipelines.types import Assignment, Ending, Event, Interrupt, WorkerStatus
+from pipelines.types import Assignment, Ending, Event, Interrupt, ModelInfo, WorkerStatus
 
 OnStatus = Callable[[WorkerStatus], None]
 
@@ -44,6 +44,12 @@ class Session(Protocol):
         """Load the model that is likely to be asked for first, and say so."""
         ...
 
+    def hint(self, model: ModelInfo, wish: Callable[[], Interrupt | None], report: OnStatus) -> None:
+        """This model is likely to be asked for next: load it, beside a running job if there is room for both, or at
+        least read its file ahead. Called in a thread of its own; never raises.
+        """
+        ...
+
     def run(
         self,
         assignment: Assignment,
@@ -78,6 +84,10 @@ class Engine(Protocol):
         """Tell the worker that is at this job."""
         ...
 
+    def hint(self, model: ModelInfo) -> None:
+        """This model is likely to be asked for next. The latest hint counts."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -97,6 +107,7 @@ class InlineEngine:
         self._interrupts = Interrupts()
         self._running: set[int] = set()
         self._starting: asyncio.Task[Session] | None = None
+        self._hints: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -132,7 +143,19 @@ class InlineEngine:
         if job in self._running:
             self._interrupts.add(job, how)
 
+    def hint(self, model: ModelInfo) -> None:
+        if self._starting is None:
+            return
+
+        async def load() -> None:
+            session = await self._session()
+            await asyncio.to_thread(session.hint, model, lambda: None, self._report)
+
+        self._hints.add(task := asyncio.create_task(load()))
+        task.add_done_callback(self._hints.discard)
+
     async def close(self) -> None:
+        await asyncio.gather(*self._hints, return_exceptions=True)
         if self._starting is not None:
             await asyncio.gather(self._starting, return_exceptions=True)
 

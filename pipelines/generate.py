@@ -56,12 +56,13 @@ def generate(
 ) -> Iterator[tuple[int, PIL.Image.Image]]:
     """One batch: each wanted unit and its picture. `on_step` sees every step and may raise to end it."""
     sampler = sampler_named(request.sampler)
-    sigmas = sigmas_for(sampler, request.schedule, request.steps, model.levels)
+    shape = model.latent_shape(request.width, request.height)
+    sigmas = sigmas_for(sampler, request.schedule, request.steps, model.levels.fitted(shape, request.steps))
     denoise = guided(model, cond.repeated(len(batch.units)), request.cfg_scale)
     for wrap in wrappers:
         denoise = wrap(denoise, model, request) or denoise
     seeds = [request.seed_of(unit) for unit in batch.units]
-    noise = ImageNoise(model.latent_shape(request.width, request.height), seeds, model.device)
+    noise = ImageNoise(shape, seeds, model.device)
     latents = sampler.solve(denoise, noise() * sigmas[0], sigmas, noise, on_step)
     for unit in batch.wanted:
         yield unit, model.decode(latents[unit - batch.units[0]])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from pipelines.errors import PipelineError
-from pipelines.types import GenerationRequest, ModelInfo
+from pipelines.types import GenerationRequest, Kind, ModelInfo
 
 PAIR = re.compile(r'\s*(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 NEGATIVE = "Negative prompt:"
@@ -40,12 +40,24 @@ def dump(request: GenerationRequest, unit: int, model: ModelInfo, version: str) 
     values |= {"Seed": request.seed_of(unit), "Size": f"{request.width}x{request.height}"}
     if model.sha256:
         values["Model hash"] = model.sha256[:10]
-    values |= {"Model": model.name, "Version": f"Inkstone {version}"}
+    values["Model"] = model.name
+    if vae := model.companions.get("vae"):
+        values |= {"VAE hash": vae.sha256[:10]} if vae.sha256 else {}
+        values["VAE"] = vae.name
+    elif request.vae == "None":
+        values["VAE"] = "None"
+    values |= {f"Module {n}": encoder.name for n, encoder in enumerate(_text_encoders(model), 1)}
+    values["Version"] = f"Inkstone {version}"
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
     lines.append(", ".join(f"{label}: {_quote(value)}" for label, value in values.items()))
     return "\n".join(lines)
+
+
+def _text_encoders(model: ModelInfo) -> list[ModelInfo]:
+    """Those that came from files of their own; Forge writes them as Module 1, 2, ..."""
+    return [info for part, info in sorted(model.companions.items()) if info.kind == Kind.TEXT_ENCODER]
 
 
 def pairs(text: str) -> tuple[str, str, dict[str, str]]:
@@ -68,6 +80,10 @@ def load(text: str) -> GenerationRequest:
     """The request that an infotext describes; what it does not name keeps its default."""
     prompt, negative, found = pairs(text)
     values: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative, "model": found.get("Model", "")}
+    if "VAE" in found:
+        values["vae"] = found["VAE"]
+    if modules := tuple(found[f"Module {n}"] for n in range(1, 5) if f"Module {n}" in found):
+        values["text_encoders"] = modules
     try:
         values |= {row.name: row.read(found[row.label]) for row in FIELDS if row.label in found}
         if "Size" in found:

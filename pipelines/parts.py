@@ -7,7 +7,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,21 @@ Tensors = Mapping[str, Tensor]
 """Names -> tensors that are mapped from a file: touching a value reads from the disk, a shape or a view does not."""
 
 Config = dict[str, Any]
+
+
+class Dtypes(Protocol):
+    """In what each kind of network computes."""
+
+    @property
+    def text_encoder(self) -> torch.dtype: ...
+
+    @property
+    def unet(self) -> torch.dtype:
+        """Of the denoiser, whatever its kind."""
+        ...
+
+    @property
+    def vae(self) -> torch.dtype: ...
 
 
 @dataclass(frozen=True)
@@ -33,10 +48,16 @@ class Recipe:
     deeper relatives load as well. Raises BadModel with what does not fit."""
 
     build: Callable[[Config], nn.Module]
-    """Called under torch.device("meta"): nothing is allocated or initialised."""
+    """Called under torch.device("meta"): nothing is allocated or initialised. Buffers that no file holds are to be
+    real all the same: build makes those under torch.device("cpu")."""
 
     convert: Callable[[Tensors, Config], Tensors]
-    """To the module's own names: renamed, split or transposed views; no byte is read where a view will do."""
+    """To the module's own names: renamed, split or transposed views; no byte is read where a view will do. Names that
+    are the module's own already, as in a folder in diffusers' layout, stay as they are."""
+
+    settings: Callable[[Config], Config] | None = None
+    """From the config.json of a folder in diffusers' layout to what `build` takes. None: `config` reads the shapes
+    there as well."""
 
 
 @dataclass
@@ -58,6 +79,10 @@ class Part:
     size_bytes: int
     """Of the weights at home."""
 
+    memory: Tensor | None = None
+    """Bytes in which weights at home lie that were copied, to be written over when the part is done for; None: all of
+    them are mapped from the file."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -68,3 +93,15 @@ class Family:
 
     model: Callable[[Mapping[str, Part], ModelInfo, torch.device], LoadedModel]
     """From the parts, tokenizers and the like to the thing that encodes, predicts and decodes on this device."""
+
+    optional: frozenset[str] = frozenset()
+    """Parts that it can do without, where neither the file nor a companion has them."""
+
+    def parts_of(self, info: ModelInfo) -> dict[str, Recipe]:
+        """Those that this model is to be made of."""
+        there = info.parts.keys() | info.companions.keys()
+        return {
+            name: recipe
+            for name, recipe in self.parts.items()
+            if name not in self.optional or name in there or (info.path / name).is_dir()
+        }

@@ -12,8 +12,8 @@ from pydantic import JsonValue
 
 from pipelines.engine import OnStatus, ignore
 from pipelines.errors import WorkerDied
-from pipelines.types import Assignment, Ending, Event, Interrupt, WorkerState, WorkerStatus
-from pipelines.worker import Report, Run, Wish, serve
+from pipelines.types import Assignment, Ending, Event, Interrupt, ModelInfo, WorkerState, WorkerStatus
+from pipelines.worker import Hint, Order, Report, Run, Wish, serve
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,9 @@ class ProcessEngine:
         if job in self._runs:
             self._send(Wish(run=self._runs[job], how=how))
 
+    def hint(self, model: ModelInfo) -> None:
+        self._send(Hint(model=model))
+
     async def close(self) -> None:
         if self._keeper is not None:
             self._keeper.cancel()
@@ -79,7 +82,7 @@ class ProcessEngine:
         if self._child is not None:
             await asyncio.to_thread(self._child.stop)
 
-    def _send(self, message: Run | Wish) -> None:
+    def _send(self, message: Order) -> None:
         """A worker that is gone hears nothing; its runs learn that from the end of its pipe."""
         if self._child is not None:
             self._child.send(message)
@@ -142,7 +145,7 @@ class Child:
         while (report := await self._reports.get()) is not None:
             yield report
 
-    def send(self, message: Run | Wish) -> None:
+    def send(self, message: Order) -> None:
         with contextlib.suppress(OSError):  # it died a moment ago
             self._pipe.send_bytes(message.model_dump_json().encode())
 

@@ -1,164 +1,274 @@
-"""Which checkpoints are there? A scan of the models folders, by content and not by folder name. No torch."""
+"""Which models are there? A table of all files in the models folders, known by content and not by folder."""
 
-import hashlib
-import json
+import difflib
 import logging
+import os
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pydantic import Field, ValidationError
-
+from pipelines.companions import companions
+from pipelines.detect import Finding
+from pipelines.diffusers_folder import CARD, denoiser_of
 from pipelines.errors import BadModel, ModelNotFound
-from pipelines.types import Frozen, ModelInfo, check_side
+from pipelines.hashes import Key, Memory, sha256_of
+from pipelines.headers import SUFFIXES
+from pipelines.reading import read_all
+from pipelines.types import Format, Kind, ModelInfo
+from pipelines.walk import Entry, Walk, readable
 
 log = logging.getLogger(__name__)
 
-CARD = "inkstone.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+YOUNG_NS = 5 * 10**9
+"""A broken file that changed so lately is probably still being written: it is looked at again with every scan."""
+
+HASH_DIGITS = 8
+"""Shorter ones are names."""
+
+__all__ = ["CARD", "Registry"]
 
 
-class Signature(NamedTuple):
-    """A row of the table below: what a diffusers folder says about itself -> the family that can run it."""
+class Made(NamedTuple):
+    """A row of the table, and what it was made from."""
 
-    family: str
-    pipeline: str
-    unet: dict[str, Any]
-
-
-SIGNATURES = (Signature("sd1", "StableDiffusionPipeline", {"in_channels": 4, "out_channels": 4}),)
-
-
-class Card(Frozen):
-    """The optional file inkstone.json beside model_index.json."""
-
-    cfg_scale: float = Field(default=ModelInfo.model_fields["cfg_scale"].default, ge=0, le=30)
+    entry: Entry
+    found: Finding
+    info: ModelInfo
 
 
 class Registry:
-    """The checkpoints by name. Read from many threads; `scan` and `hash_all` swap whole tables."""
+    """The models by name. Any thread may call anything; `scan` swaps whole tables."""
 
-    def __init__(self, folders: Iterable[Path], hashes: Path | None = None) -> None:
-        """`hashes`: a file that remembers the SHA-256 sums, since computing one reads gigabytes."""
-        self._folders = tuple(folder.resolve() for folder in folders)
-        self._models: dict[str, ModelInfo] = {}
-        self._file = hashes
-        self._hashes: dict[str, str] = _read_hashes(hashes)  # path, size and mtime of a weights file -> its sum
-        self._lock = threading.Lock()
+    def __init__(self, folders: Iterable[Path], cache: Path | None = None) -> None:
+        """`folders`: models folders, or those of applications with `models/` inside. `cache`: an SQLite file that
+        remembers what was found and the SHA-256 sums, since finding out reads gigabytes."""
+        self._roots = tuple(folder.resolve() for folder in folders)
+        self._memory = Memory(cache)
+        self._models: tuple[ModelInfo, ...] = ()
+        self._entries: dict[str, tuple[Entry, Finding]] = {}  # by path, of the last scan
+        self._known: dict[Key, Finding] | None = None  # from the cache, until the first scan
+        self._sums: dict[Key, str] = {}
+        self._made: dict[str, Made] = {}
+        self._folders: dict[str, int] = {}
+        self._complaints: set[str] = set()
+        self._scanning, self._hashing, self._lock = threading.Lock(), threading.Lock(), threading.Lock()
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after a scan or a sum that changed the table, in the thread that made it."""
 
-    def scan(self) -> None:
-        """Look again. Of two checkpoints with the same name the one in the earlier folder counts."""
-        found: dict[str, ModelInfo] = {}
-        for root in self._folders:
-            for index in sorted(root.rglob("model_index.json")):
-                try:
-                    info = self._with_hash(identify(index.parent, root))
-                except (BadModel, OSError) as error:
-                    log.warning("Skipped %s: %s", index.parent, error)
-                else:
-                    found.setdefault(info.name, info)
+    # Finding
+
+    def scan(self) -> bool:
+        """Look again: quick where nothing has changed. Never raises for a file's faults. True: the table is another."""
+        with self._scanning:
+            if self._known is None:
+                self._known, self._sums = self._memory.findings(), self._memory.sums()
+            walk = Walk(self._complaints)
+            entries = {entry.path: entry for entry in walk.entries(self._roots)}
+            findings = self._findings(entries)
+            self._entries = {path: (entry, findings[path]) for path, entry in entries.items()}
+            changed = self._publish()
+            self._folders = walk.folders
+        if changed:
+            self.on_change()
+        return changed
+
+    def stale(self) -> bool:
+        """Is another scan worth it? Looks only at the folders, and at files that were not whole yet."""
+        if any(_mtime(folder) != mtime for folder, mtime in self._folders.items()):
+            return True
+        broken = [entry for entry, found in list(self._entries.values()) if found.kind == Kind.BROKEN]
+        return any(not entry.detail and _mtime(entry.path) != entry.mtime_ns for entry in broken if not entry.is_folder)
+
+    def _findings(self, entries: dict[str, Entry]) -> dict[str, Finding]:
+        """Path -> what it is: as it was in the last scan, as the cache says, or read anew."""
+        known = self._known or {}
+        found: dict[str, Finding] = {}
+        unread: list[Entry] = []
+        young = time.time_ns() - YOUNG_NS
+        for path, entry in entries.items():
+            before = self._entries.get(path)
+            if before and before[0] == entry and (before[1].kind != Kind.BROKEN or entry.ctime_ns < young):
+                found[path] = before[1]
+            elif finding := known.get((path, entry.size, entry.mtime_ns)):  # type: ignore[call-overload]
+                found[path] = finding
+            else:
+                unread.append(entry)
+        fresh = {entry: finding for entry, finding in zip(unread, read_all(unread), strict=True)}
+        found |= {entry.path: finding for entry, finding in fresh.items()}
+        sound = {_key(entry): finding for entry, finding in fresh.items() if finding.kind != Kind.BROKEN}
+        gone = (self._entries.keys() or {key.path for key in known}) - entries.keys()
+        if sound or gone:
+            self._memory.remember(sound, gone)
+        self._known = {}
+        return found
+
+    def _publish(self) -> bool:
+        """Make the table from the entries. Of two models of a kind with the same name the one in the earlier folder
+        counts. Those that did not change stay the same objects."""
         with self._lock:
-            self._models = found
+            table: dict[tuple[Kind, str], ModelInfo] = {}
+            made: dict[str, Made] = {}
+            folders: dict[str, Path] = {}  # a path is made twice as fast from its folder
+            for path, (entry, found) in self._entries.items():
+                digest = self._sums.get(_key(entry)) if self._sums else None
+                old = self._made.get(path)
+                if old is None or old[0] != entry or old[1] is not found or old[2].sha256 != digest:
+                    top, _, leaf = path.rpartition(os.sep)
+                    folder = folders[top] = folders.get(top) or Path(top)
+                    old = Made(entry, found, _info(entry, found, digest, folder / leaf))
+                made[path] = old
+                info = old.info
+                winner = table.setdefault((info.kind, info.name), info)
+                if info is not winner or info.kind == Kind.BROKEN:
+                    self._tell(info, winner)
+            models = tuple(table.values())
+            changed = models != self._models
+            self._models, self._made = models, made
+        return changed
 
-    def hash_all(self) -> None:
-        """Compute the missing SHA-256 sums: seconds for large files, so call it in a thread."""
-        for info in self.all():
-            if info.sha256:
-                continue
-            try:
-                key = _key(info)
-                with (info.path / "unet" / WEIGHTS).open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                log.warning("%s cannot be hashed: %s", info.name, error)
-                continue
-            with self._lock:
-                self._hashes[key] = digest
-                if self._models.get(info.name) == info:
-                    self._models[info.name] = info.model_copy(update={"sha256": digest})
-            if self._file:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                self._file.write_text(json.dumps(self._hashes, indent=0))
+    def _tell(self, info: ModelInfo, winner: ModelInfo) -> None:
+        """In the log, once for each file."""
+        key = f"{info.path} {info.size_bytes} {info.detail}"
+        if key in self._complaints:
+            return
+        self._complaints.add(key)
+        if info is not winner:
+            log.warning("%s is hidden by %s, which has the same name", info.path, winner.path)
+        else:
+            log.warning("%s: %s", info.path, info.detail)
 
-    def all(self) -> list[ModelInfo]:
+    # Sums
+
+    def hash_all(self, stop: threading.Event | None = None) -> None:
+        """Compute the missing SHA-256 sums, the newest files first: call it in a thread. A second call at the same
+        time returns at once."""
+        if not self._hashing.acquire(blocking=False):
+            return
+        try:
+            entries = sorted(self._entries.values(), key=lambda pair: pair[0].mtime_ns, reverse=True)
+            for entry, found in entries:
+                if found.kind in (Kind.BROKEN, Kind.UNKNOWN) or _key(entry) in self._sums:
+                    continue
+                if not self._hash(entry, stop or threading.Event()):
+                    return
+        finally:
+            self._hashing.release()
+
+    def _hash(self, entry: Entry, stop: threading.Event) -> bool:
+        """False: stopped."""
+        key, path = _key(entry), Path(entry.path)
+        try:
+            digest = sha256_of(denoiser_of(path) if entry.is_folder else [entry.path], stop)
+            if digest is None:
+                return False
+            if not entry.is_folder and _mtime(entry.path) != entry.mtime_ns:
+                return True  # written while it was read: the next scan sees another file
+        except (OSError, BadModel) as error:
+            log.warning("%s cannot be hashed: %s", entry.name, error)
+            return True
+        self._memory.add_sum(key, digest)
         with self._lock:
-            return list(self._models.values())
+            self._sums[key] = digest
+            self._models = tuple(
+                info.model_copy(update={"sha256": digest}) if info.path == path else info for info in self._models
+            )
+        self.on_change()
+        return True
+
+    # Looking up
+
+    def models(self) -> list[ModelInfo]:
+        """Of every kind, unknown and broken ones too."""
+        return list(self._models)
+
+    def all(self, kind: Kind = Kind.CHECKPOINT) -> list[ModelInfo]:
+        """Those of a kind, the user's own folders first."""
+        return [info for info in self._models if info.kind == kind]
 
     def get(self, name: str) -> ModelInfo:
-        """The checkpoint of this name; the first one for an empty name."""
-        models = self.all()
+        """The checkpoint of this name, stem, title or hash; the first one for an empty name."""
+        return self.find(Kind.CHECKPOINT, name)
+
+    def find(self, kind: Kind, name: str, family: str = "") -> ModelInfo:
+        """As `get`, of any kind; with a family, only what was made for it or for any."""
+        models = [info for info in self.all(kind) if not family or info.family in ("", family)]
+        words = kind.replace("_", " ")
         if not models:
-            raise ModelNotFound(f"There is no checkpoint in {' or '.join(map(str, self._folders))}. Put one there.")
-        for info in models:
-            if name in ("", info.name):
-                return info
-        raise ModelNotFound(f"There is no checkpoint named {name!r}. There are: {', '.join(m.name for m in models)}.")
+            raise ModelNotFound(f"There is no {words} in {' or '.join(map(str, self._roots))}. Put one there.")
+        if not name:
+            return models[0]
+        for matches in _WAYS:
+            for info in models:
+                if matches(info, name):
+                    return info
+        raise ModelNotFound(f"There is no {words} named {name!r}. {_nearest(name, models)}{self._elsewhere(name)}")
 
-    def _with_hash(self, info: ModelInfo) -> ModelInfo:
-        return info.model_copy(update={"sha256": self._hashes.get(_key(info))})
+    def companions(
+        self, info: ModelInfo, vae: str = "Automatic", text_encoders: tuple[str, ...] = ()
+    ) -> dict[str, ModelInfo]:
+        """The files that give what the checkpoint's own does not hold. Raises ModelNotFound with what is missing."""
+        return companions(info, vae, text_encoders, self._models, self.find)
 
-
-def identify(folder: Path, root: Path) -> ModelInfo:
-    """What a diffusers folder holds, from its small JSON files alone."""
-    pipeline = _read(folder / "model_index.json").get("_class_name", "")
-    unet = _read(folder / "unet" / "config.json")
-    vae = _read(folder / "vae" / "config.json")
-    for row in SIGNATURES:
-        if row.pipeline == pipeline and all(unet.get(key) == value for key, value in row.unet.items()):
-            if not (folder / "unet" / WEIGHTS).is_file():
-                raise BadModel(f"unet/{WEIGHTS} is missing; weights in other files are not read yet.")
-            side = _side(unet, vae)
-            return ModelInfo(
-                name=folder.relative_to(root).as_posix().removeprefix("Stable-diffusion/"),
-                family=row.family,
-                path=folder,
-                size_bytes=sum(file.stat().st_size for file in folder.rglob("*.safetensors")),
-                width=side,
-                height=side,
-                cfg_scale=_card(folder).cfg_scale,
-            )
-    raise BadModel(f"{pipeline or 'It'} is no kind of model that this version can run.")
+    def _elsewhere(self, name: str) -> str:
+        """What else has this name: a broken file, or one of another kind."""
+        for info in self._models:
+            if info.name == name or _stem(info.name) == name:
+                return f" {info.name} is {info.kind.replace('_', ' ')}. {info.detail}".rstrip()
+        return ""
 
 
-def _side(unet: dict[str, Any], vae: dict[str, Any]) -> int:
-    """Of the pictures that it was trained on, in pixels: the latent's side times what the VAE shrinks by."""
+_WAYS: tuple[Callable[[ModelInfo, str], bool], ...] = (
+    lambda info, name: info.name == name,
+    lambda info, name: info.title == name,
+    lambda info, name: _stem(info.name) == name,
+    lambda info, name: _stem(info.name).rpartition("/")[2] == name or info.name.rpartition("/")[2] == name,
+    lambda info, name: len(name) >= HASH_DIGITS and (info.sha256 or "").startswith(name.lower()),
+    lambda info, name: _untitled(name) in (info.name, _stem(info.name)),
+    lambda info, name: name.lower() in (info.name.lower(), _stem(info.name).lower()),
+    lambda info, name: name.lower() == _stem(info.name).rpartition("/")[2].lower(),
+)
+"""How a name fits, the strictest way first."""
+
+
+def _untitled(name: str) -> str:
+    """Without the hash of A1111's titles."""
+    return name.rpartition(" [")[0] if name.endswith("]") else name
+
+
+def _stem(name: str) -> str:
+    stem, _, suffix = name.rpartition(".")
+    return stem if f".{suffix.lower()}" in SUFFIXES else name
+
+
+def _nearest(name: str, models: list[ModelInfo]) -> str:
+    names = [info.name for info in models]
+    if len(names) > 5:
+        near = difflib.get_close_matches(_stem(name), [_stem(known) for known in names], n=3, cutoff=0.4)
+        names = [known for known in names if _stem(known) in near][:5]
+    return f"There are: {', '.join(names)}." if names else f"There are {len(models)} others."
+
+
+def _info(entry: Entry, found: Finding, digest: str | None, path: Path) -> ModelInfo:
+    form = Format.DIFFUSERS if entry.is_folder else SUFFIXES[entry.path[entry.path.rfind(".") :].lower()]
+    fields = found._asdict() | {
+        "name": entry.name,
+        "format": form,
+        "path": Path(readable(entry.path)) if entry.detail else path,
+        "size_bytes": entry.size,
+        "sha256": digest,
+        "companions": {},
+    }
+    return ModelInfo.model_validate(fields)
+
+
+def _key(entry: Entry) -> Key:
+    return Key(entry.path, entry.size, entry.mtime_ns)
+
+
+def _mtime(path: str) -> int:
     try:
-        return check_side(int(unet.get("sample_size") or 64) * 2 ** (len(vae.get("block_out_channels") or "1234") - 1))
-    except (TypeError, ValueError) as error:
-        raise BadModel(f"Its picture size cannot be read: {error}.") from error
-
-
-def _card(folder: Path) -> Card:
-    """What the model's maker wants it to be used with, if they wrote it down."""
-    if not (folder / CARD).exists():
-        return Card()
-    try:
-        return Card.model_validate(_read(folder / CARD))
-    except ValidationError as error:
-        raise BadModel(f"{CARD} does not fit: {error}.") from error
-
-
-def _key(info: ModelInfo) -> str:
-    weights = info.path / "unet" / WEIGHTS
-    status = weights.stat()
-    return f"{weights}:{status.st_size}:{status.st_mtime_ns}"
-
-
-def _read_hashes(file: Path | None) -> dict[str, str]:
-    """A cache: what cannot be read is computed anew."""
-    try:
-        found = json.loads(file.read_text("utf-8")) if file and file.exists() else {}
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadModel(f"{file.parent.name}/{file.name} cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise BadModel(f"{file.name} does not hold a JSON object.")
-    return content
+        return Path(path).stat().st_mtime_ns
+    except OSError:
+        return -1

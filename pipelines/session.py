@@ -1,35 +1,39 @@
 """One device at work: takes an assignment, sends events. Runs in a worker process, or inline in tests."""
 
+import contextlib
 import io
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import PIL.Image
-import psutil
 import torch
 from torch import Tensor
 
-from pipelines.device import device_name
+from pipelines.capabilities import capabilities
+from pipelines.device import device_name, is_device_fault, is_out_of_memory
 from pipelines.engine import OnStatus
 from pipelines.errors import OutOfMemory, PipelineError
-from pipelines.families.base import LoadedModel
+from pipelines.families.base import Cond, LoadedModel
+from pipelines.fitting import Fitted, Fitter
 from pipelines.generate import Batch, WrapDenoise, batches, encode, generate
-from pipelines.manager import ModelManager
+from pipelines.manager import LoadStopped, ModelManager
+from pipelines.memory import Plan
 from pipelines.preview import Previews
-from pipelines.samplers import SAMPLERS, SCHEDULE_NAMES
 from pipelines.types import (
     Assignment,
-    Capabilities,
+    Decoding,
     Done,
     Ending,
     Event,
     Failed,
+    GenerationRequest,
     Interrupt,
     ModelInfo,
+    Note,
     Picture,
     Skipped,
     Started,
@@ -43,6 +47,13 @@ log = logging.getLogger(__name__)
 
 Emit = Callable[[Event], None]
 Wish = Callable[[], Interrupt | None]
+
+DEVICE_FAULT = 3
+"""Exit code of a worker whose device does not answer any more."""
+TOO_LITTLE = (
+    "There is not enough memory for this. Make the picture smaller, or fewer at once (batch size); "
+    "close other programs that use the device."
+)
 
 
 class Interrupted(Exception):
@@ -60,14 +71,17 @@ class Session:
         wrappers: Sequence[WrapDenoise] = (),
         warm: ModelInfo | None = None,
         cache: Path | None = None,
+        fitter: Fitter | None = None,
     ) -> None:
-        """`warm` is the model that is likely to be asked for first; `cache` a folder for what is costly to find out."""
+        """`warm` is the model that is likely to be asked for first; `cache` a folder for what is costly to find out.
+        On a card, `models` must release parts by the fitter's `release`."""
         self._models = models
         self._device = device
         self._wrappers = wrappers
         self._to_warm = warm
         self._previews = Previews(cache)
-        self._capabilities = capabilities(models, device)
+        self._fitter = fitter or Fitter(device, cache=cache)
+        self._capabilities = capabilities(models, device, self._fitter)
 
     def status(self) -> WorkerStatus:
         if self._to_warm is not None:
@@ -77,18 +91,22 @@ class Session:
     def warm(self, report: OnStatus) -> None:
         """A model that cannot be loaded is no reason to stop: its first job will say what is wrong."""
         info, self._to_warm = self._to_warm, None
-        if info is None:
-            return
-        try:
-            with readable_errors():
-                self._previews.map_for(self._model(info, report))
-        except PipelineError as error:
-            log.warning("%s could not be loaded ahead: %s", info.name, error)
-        except Exception:  # a border: the worker must live on
-            log.exception("%s could not be loaded ahead", info.name)
+        if info is not None:
+            self._ahead(info, lambda: self._warm(info, report))
+
+    def hint(self, model: ModelInfo, wish: Wish, report: OnStatus) -> None:
+        """Loads the model beside the running job if there is room for both; else its files are read ahead."""
+
+        def load() -> None:
+            if self._models.room_for(model):
+                self._models.get(model, self._teller(report), wish)
+            else:
+                read_ahead(model)
+
+        self._ahead(model, load)
 
     def run(self, assignment: Assignment, emit: Emit, wish: Wish, report: OnStatus) -> None:
-        """Always ends with exactly one Ending."""
+        """Always ends with exactly one Ending; or, after a fault of the device, with the end of the process."""
         emit(Started())
         ending = self._outcome(assignment, emit, wish, report)
         if isinstance(ending, Failed):
@@ -99,74 +117,178 @@ class Session:
         start = time.perf_counter()
         try:
             with readable_errors():
-                self._draw(assignment, emit, wish, report)
-        except Interrupted:
+                self._draw(assignment, emit, Listener(wish), report)
+        except (Interrupted, LoadStopped):
             return Stopped()
         except PipelineError as error:
             return Failed(error=type(error).__name__, message=str(error))
         except Exception as error:  # a border: the worker must live on after a bug, ours or an extension's
+            if is_device_fault(error):
+                log.critical("Job %d: the device failed; a new worker takes over", assignment.job, exc_info=error)
+                raise SystemExit(DEVICE_FAULT) from error
             log.exception("Job %d failed", assignment.job)
             reason = (str(error).strip() or "no message").splitlines()[0]
             text = f"Something went wrong inside ({type(error).__name__}: {reason}). The log has the details."
             return Failed(error=type(error).__name__, message=text)
         return Done(seconds=time.perf_counter() - start)
 
-    def _draw(self, assignment: Assignment, emit: Emit, wish: Wish, report: OnStatus) -> None:
-        task = assignment.task
-        model = self._model(assignment.model, report)
-        cond = encode(task, model)
-        for batch in batches(task, assignment.units):
-            left = list(batch.wanted)
+    def _draw(self, assignment: Assignment, emit: Emit, listener: "Listener", report: OnStatus) -> None:
+        """If memory runs out: what is left is tried once more, one level lower."""
+        task, info = assignment.task, assignment.model
+        left = list(assignment.units)
+        with self._models.use(info, self._teller(report), listener.stop) as model:
+            plan = self._fitter.plan(model, info, task)
+            if self._fitter.backend.reason:
+                emit(Note(text=self._fitter.backend.reason))
             try:
-                _obey(wish)
-                on_step = self._on_step(assignment, batch, model, emit, wish)
-                for unit, picture in generate(task, model, cond, batch, on_step, self._wrappers):
-                    emit(Picture(unit=unit, seed=task.seed_of(unit), png=png(picture)))
-                    left.remove(unit)
-                    if left:
-                        _obey(wish)
-            except Interrupted as interrupted:
-                if interrupted.how == Interrupt.STOP:
+                return self._batches(assignment, model, plan, left, emit, listener)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
-                emit(Skipped(units=tuple(left)))
+                log.warning("Job %d: out of memory with %s", assignment.job, plan)
+            lower = self._fitter.lower(plan, info, task)  # out here, where no traceback holds on to tensors
+            self._models.free()
+            if lower is None:
+                raise OutOfMemory(TOO_LITTLE)
+            emit(Note(text=f"The picture did not fit into memory as planned ({plan}); it is made with: {lower}."))
+            try:
+                self._batches(assignment, model, lower, left, emit, listener)
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    self._fitter.lower(lower, info, task)
+                raise
+
+    def _batches(
+        self,
+        assignment: Assignment,
+        model: LoadedModel,
+        plan: Plan,
+        left: list[int],
+        emit: Emit,
+        listener: "Listener",
+    ) -> None:
+        """All units that are `left`, which is kept up to date."""
+        task = assignment.task
+        with self._fitter.fitted(model, plan, lambda text: emit(Note(text=text))) as fitted:
+            self._previews.map_for(fitted)  # before the denoiser takes its place
+            cond = encode(task, fitted)
+            for batch in batches(task, left):
+                try:
+                    self._batch(assignment, fitted, cond, batch, left, (emit, listener))
+                except Interrupted as interrupted:
+                    if interrupted.how == Interrupt.STOP:
+                        raise
+                    skipped = tuple(unit for unit in batch.wanted if unit in left)
+                    left[:] = [unit for unit in left if unit not in skipped]
+                    emit(Skipped(units=skipped))
+
+    def _batch(
+        self,
+        assignment: Assignment,
+        model: Fitted,
+        cond: Cond,
+        batch: Batch,
+        left: list[int],
+        ends: tuple[Emit, "Listener"],
+    ) -> None:
+        task, (emit, listener) = assignment.task, ends
+        listener.obey()
+
+        def on_tile(done: int, total: int) -> None:
+            listener.obey_stop()
+            if total > 1:
+                unit = next(unit for unit in batch.wanted if unit in left)
+                emit(Decoding(unit=unit, tile=done, tiles=total))
+
+        model.watch_tiles(on_tile)
+        on_step = self._on_step(assignment, batch, model, emit, listener)
+        for unit, picture in generate(task, model, cond, batch, on_step, self._wrappers):
+            emit(Picture(unit=unit, seed=task.seed_of(unit), png=png(picture)))
+            left.remove(unit)
+            if any(other in left for other in batch.wanted):
+                listener.obey()
 
     def _on_step(
-        self, assignment: Assignment, batch: Batch, model: LoadedModel, emit: Emit, wish: Wish
+        self, assignment: Assignment, batch: Batch, model: LoadedModel, emit: Emit, listener: "Listener"
     ) -> Callable[[int, Tensor], None]:
         unit, steps = batch.wanted[0], assignment.task.steps
 
         def on_step(index: int, x0: Tensor) -> None:
-            _obey(wish)
+            listener.obey()
             preview = self._previews.jpeg(model, x0[unit - batch.units[0]], must=index + 1 == steps)
             emit(Step(unit=unit, step=index + 1, steps=steps, preview=preview))
-            _obey(wish)
+            listener.obey()
 
         return on_step
 
-    def _model(self, info: ModelInfo, report: OnStatus) -> LoadedModel:
-        return self._models.get(info, lambda status: report(self._told(status)))
+    def _warm(self, info: ModelInfo, report: OnStatus) -> None:
+        with self._models.use(info, self._teller(report)) as model:
+            side = info.width or 512
+            plan = self._fitter.plan(model, info, GenerationRequest(width=side, height=info.height or side))
+            with self._fitter.fitted(model, plan, log.info) as fitted:
+                self._previews.map_for(fitted)
+
+    def _ahead(self, info: ModelInfo, load: Callable[[], None]) -> None:
+        """Something that nobody waits for: it may fail."""
+        try:
+            with readable_errors():
+                load()
+        except LoadStopped:
+            log.debug("%s is not wanted any more", info.name)
+        except PipelineError as error:
+            log.warning("%s could not be loaded ahead: %s", info.name, error)
+        except Exception:  # a border: the worker must live on
+            log.exception("%s could not be loaded ahead", info.name)
+
+    def _teller(self, report: OnStatus) -> OnStatus:
+        return lambda status: report(self._told(status))
 
     def _told(self, status: WorkerStatus) -> WorkerStatus:
-        return status.model_copy(update={"capabilities": self._capabilities})
+        facts = {"free_bytes": self._fitter.free_bytes(), "loaded": self._models.loaded()}
+        return status.model_copy(update={**facts, "capabilities": self._capabilities})
 
 
-def _obey(wish: Wish) -> None:
-    how = wish()
-    if how is not None:
-        raise Interrupted(how)
+class Listener:
+    """The user's wishes about one run. A skip that comes while the model is being loaded waits for the first batch."""
+
+    def __init__(self, wish: Wish) -> None:
+        self._wish = wish
+        self._skip = False
+
+    def stop(self) -> Interrupt | None:
+        how = self._wish()
+        self._skip = self._skip or how == Interrupt.SKIP
+        return how if how == Interrupt.STOP else None
+
+    def obey(self) -> None:
+        self.obey_stop()
+        if self._skip:
+            self._skip = False
+            raise Interrupted(Interrupt.SKIP)
+
+    def obey_stop(self) -> None:
+        if self.stop():
+            raise Interrupted(Interrupt.STOP)
+
+
+def read_ahead(model: ModelInfo) -> None:
+    """Ask the system to have the files at hand, which it does beside everything else. Not all systems can."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    paths = [model.path, *(companion.path for companion in model.companions.values())]
+    for file in (file for path in paths for file in (path.rglob("*.safetensors") if path.is_dir() else [path])):
+        with contextlib.suppress(OSError), file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 @contextmanager
 def readable_errors() -> Generator[None, None, None]:
-    """Running out of memory is no bug: say what helps. On a CPU, torch raises a plain RuntimeError for it."""
+    """Running out of memory is no bug: say what helps."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
-            raise OutOfMemory(
-                "There is not enough memory for this. Make the picture smaller, or fewer at once (batch size); "
-                "close other programs that use the device."
-            ) from error
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(TOO_LITTLE) from error
         raise
 
 
@@ -175,24 +297,3 @@ def png(picture: PIL.Image.Image) -> bytes:
     data = io.BytesIO()
     picture.save(data, "PNG", compress_level=1)
     return data.getvalue()
-
-
-def capabilities(models: ModelManager, device: torch.device) -> Capabilities:
-    on_card = device.type == "cuda"
-    memory = torch.cuda.get_device_properties(device).total_memory if on_card else psutil.virtual_memory().total
-    return Capabilities(
-        device=str(device),
-        device_name=device_name(device),
-        memory_bytes=memory,
-        samplers=tuple(SAMPLERS),
-        schedules=SCHEDULE_NAMES,
-        families=tuple(models.families),
-        versions={name: found for name in ("torch", "diffusers", "transformers") if (found := _version(name))},
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -153,6 +153,8 @@ class Capabilities(Frozen):
     families: tuple[str, ...]
     versions: dict[str, str] = Field(description="Of torch, diffusers and the like")
     dtypes: dict[str, str] = Field(default={}, description="What each kind of network computes in: float32, bfloat16")
+    placement: Literal["auto", "full", "offload", "stream"] = Field(default="auto", description="As in the settings")
+    storage: Literal["auto", "full", "fp8", "nf4"] = Field(default="auto", description="As in the settings")
     attention: str = Field(default="", description="The backend that is in use: SDPA, xformers, ...")
     attentions: dict[str, str] = Field(default={}, description="Every backend -> why it cannot be used here, or empty")
 

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
 
-from pipelines.engine import Interrupts, Session
-from pipelines.types import Assignment, Event, Frozen, Interrupt, WorkerState, WorkerStatus
+from pipelines.engine import Interrupts, OnStatus, Session
+from pipelines.types import Assignment, Event, Frozen, Interrupt, ModelInfo, WorkerState, WorkerStatus
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,13 @@ class Wish(Frozen):
     how: Interrupt
 
 
+class Hint(Frozen):
+    """This model is likely to be asked for next."""
+
+    type: Literal["hint"] = "hint"
+    model: ModelInfo
+
+
 class Report(Frozen):
     """What the worker says: about a run, or (`run` 0) about itself."""
 
@@ -40,18 +47,24 @@ class Report(Frozen):
     event: Annotated[Event | WorkerStatus, Field(discriminator="type")]
 
 
-ORDER: TypeAdapter[Run | Wish] = TypeAdapter(Annotated[Run | Wish, Field(discriminator="type")])
+Order = Run | Wish | Hint
+ORDER: TypeAdapter[Order] = TypeAdapter(Annotated[Order, Field(discriminator="type")])
+Send = Callable[[int, Event | WorkerStatus], None]
 
 
 def serve(pipe: Connection, boot: str, settings: dict[str, JsonValue]) -> None:
     """The child's life. `boot` names a function `module:name(settings) -> Session`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole group; the parent decides when we end
     runs: queue.Queue[Run] = queue.Queue()
+    hints: queue.Queue[Hint] = queue.Queue()
     interrupts = Interrupts()
-    threading.Thread(target=_read_orders, args=(pipe, runs, interrupts), daemon=True).start()
+    threading.Thread(target=_read_orders, args=(pipe, runs, hints, interrupts), daemon=True).start()
+    speaking = threading.Lock()
 
     def send(run: int, event: Event | WorkerStatus) -> None:
-        pipe.send_bytes(Report(run=run, event=event).model_dump_json().encode())
+        message = Report(run=run, event=event).model_dump_json().encode()
+        with speaking:
+            pipe.send_bytes(message)
 
     def report(status: WorkerStatus) -> None:
         send(0, status)
@@ -68,6 +81,7 @@ def serve(pipe: Connection, boot: str, settings: dict[str, JsonValue]) -> None:
     gc.enable()
     gc.collect()
     gc.freeze()  # and spares every later collection, as at a change of model, 0.2 s
+    threading.Thread(target=_follow_hints, args=(session, hints, report), daemon=True).start()
     while True:
         order = runs.get()
         _work(session, order, send, report, interrupts)
@@ -82,8 +96,8 @@ def _boot(boot: str, settings: dict[str, JsonValue]) -> Session:
 def _work(
     session: Session,
     order: Run,
-    send: Callable[[int, Event | WorkerStatus], None],
-    report: Callable[[WorkerStatus], None],
+    send: Send,
+    report: OnStatus,
     interrupts: Interrupts,
 ) -> None:
     session.run(
@@ -95,7 +109,15 @@ def _work(
     interrupts.forget(order.run)
 
 
-def _read_orders(pipe: Connection, runs: queue.Queue[Run], interrupts: Interrupts) -> None:
+def _follow_hints(session: Session, hints: queue.Queue[Hint], report: OnStatus) -> None:
+    """Only the latest counts: a newer one ends the loading for the one before."""
+    while True:
+        hint = hints.get()
+        if hints.empty():
+            session.hint(hint.model, lambda: None if hints.empty() else Interrupt.STOP, report)
+
+
+def _read_orders(pipe: Connection, runs: queue.Queue[Run], hints: queue.Queue[Hint], interrupts: Interrupts) -> None:
     """A wish must be seen while a job runs, a run must wait. The end of the pipe is the end of the parent."""
     while True:
         try:
@@ -105,7 +127,10 @@ def _read_orders(pipe: Connection, runs: queue.Queue[Run], interrupts: Interrupt
         except ValueError:  # cannot be: both sides are of one version. A worker that hears nothing more is no use
             log.exception("An order cannot be read")
             os._exit(1)
-        if isinstance(order, Wish):
-            interrupts.add(order.run, order.how)
-        else:
-            runs.put(order)
+        match order:
+            case Wish():
+                interrupts.add(order.run, order.how)
+            case Hint():
+                hints.put(order)
+            case Run():
+                runs.put(order)

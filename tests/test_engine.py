@@ -181,7 +181,7 @@ def die_while_warming(settings: dict[str, Any]) -> Session:
     class Deadly:
         def __init__(self) -> None:
             self.real = boot({})
-            self.run = self.real.run
+            self.run, self.hint = self.real.run, self.real.hint
 
         def status(self) -> WorkerStatus:
             return self.real.status() if settings["cold"] else WorkerStatus(state=WorkerState.LOADING)

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.device import choose_dtype
 from pipelines.errors import BadModel, ModelNotFound, PipelineError
 from pipelines.families.sd1 import SD1
+from pipelines.families.unet import FullPrecision
+from pipelines.loading import load_parts
 from pipelines.prompt import parse
-from tests.tiny import save_sd1
+from tests.checkpoints import save_checkpoint
+from tests.reference import pipeline
+from tests.tiny import info, save_sd1
 
 CPU = torch.device("cpu")
 
@@ -35,8 +38,6 @@ def test_everything_is_loaded_for_the_device(model: SD1) -> None:
         assert not part.training
         assert {(weight.dtype, weight.device) for weight in part.parameters()} == {(torch.float32, CPU)}
         assert not any(weight.requires_grad for weight in part.parameters())
-    assert choose_dtype(torch.device("cuda:0")) == torch.float16
-    assert choose_dtype(CPU) == torch.float32
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -211,7 +212,75 @@ def test_broken_folders_are_told_in_a_sentence(broken: Path, fault: str) -> None
     assert len(str(raised.value)) < 500
 
 
-def test_a_single_file_is_told_so(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(BadModel, match="single file"):
-        SD1.load(tmp_path / "model.safetensors", CPU)
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("sd1") / "dream.safetensors")
+
+
+def test_a_single_file_is_what_diffusers_makes_of_it(single: Path, tmp_path: Path) -> None:
+    """To the last bit: text features, the U-Net's output and the picture. And the same again as a folder."""
+    pipe = pipeline(single, tmp_path / "configs", "sd1", torch_dtype=torch.float32)
+    pipe.save_pretrained(tmp_path / "folder")
+    for path in (single, tmp_path / "folder"):
+        ours = SD1.load(path, CPU)
+        assert_same(ours, pipe)
+        ids = pipe.tokenizer(["a photo of a cat"], padding="max_length", return_tensors="pt").input_ids
+        with torch.inference_mode():
+            assert torch.equal(ours.encode([parse("a photo of a cat")]).tokens, pipe.text_encoder(ids)[0])
+
+
+def assert_same(ours: Any, pipe: Any) -> None:
+    """Every weight, one pass of the U-Net, and the way back to pixels."""
+    for name, part in ours.parts.items():
+        theirs = getattr(pipe, name).state_dict()
+        found = part.module.state_dict()
+        assert found.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[weight]) for weight, tensor in found.items())
+    x = torch.randn(2, ours.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    told = {"encoder_hidden_states": torch.randn(2, 77, ours.unet.config.cross_attention_dim)}
+    if ours.SIZED:
+        sizes = ours.unet.config.projection_class_embeddings_input_dim
+        count = 5 if ours.unet.config.cross_attention_dim == 64 else 6
+        pooled = torch.randn(2, sizes - count * 256)
+        told["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.ones(2, count) * 64}  # type: ignore[assignment]
+    with torch.inference_mode():
+        assert torch.equal(ours.unet(x, 500, **told).sample, pipe.unet(x, 500, **told).sample)
+        latent = torch.randn(1, 4, 8, 8)
+        assert torch.equal(ours.vae.decode(latent).sample, pipe.vae.decode(latent).sample)
+
+
+def test_the_bundled_tokenizer_is_that_of_clip(single: Path) -> None:
+    tokenizer = SD1.load(single, CPU).tokenizer
+    assert len(tokenizer) == 49408
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert tokenizer("hello world", add_special_tokens=False).input_ids == [3306, 1002]
+    assert tokenizer.convert_tokens_to_ids("!") == 0
+    assert tokenizer.decode([320, 2368]).strip() == "a cat"
+
+
+def test_a_model_for_inpainting_paints_everything_on_grey(tmp_path: Path) -> None:
+    model = SD1.load(save_checkpoint(tmp_path / "inpaint.safetensors", inputs=9), CPU)
+    assert model.kind == "inpaint"
+    assert model.latent_shape(64, 64) == (4, 8, 8)
+    seen: list[torch.Tensor] = []
+    model.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.inference_mode():
+        found = model.predict(torch.randn(2, 4, 8, 8), 1.0, model.encode([parse("a cat"), parse("")]))
+        grey = model.to_latent(torch.full((1, 3, 64, 64), 0.5))
+    assert found.shape == (2, 4, 8, 8)
+    assert torch.equal(seen[0][:, 4:5], torch.ones(2, 1, 8, 8))
+    assert torch.equal(seen[0][:, 5:], grey.expand(2, -1, -1, -1))
+
+
+def test_a_model_that_changes_pictures_says_so(tmp_path: Path) -> None:
+    model = SD1.load(save_checkpoint(tmp_path / "pix2pix.safetensors", inputs=8), CPU)
+    assert model.kind == "pix2pix"
+    with pytest.raises(PipelineError, match=r"changes a picture .* give it one to start from"):
+        model.predict(torch.randn(1, 4, 8, 8), 1.0, model.encode([parse("a cat")]))
+
+
+def test_the_listing_says_what_a_single_file_predicts(single: Path) -> None:
+    parts = load_parts(SD1.RECIPES, info(single), CPU, FullPrecision())
+    assert SD1(parts, info(single), CPU).prediction == "epsilon"
+    listed = info(single).model_copy(update={"prediction": "v_prediction"})
+    assert SD1(parts, listed, CPU).prediction == "v_prediction"

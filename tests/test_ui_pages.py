@@ -142,7 +142,7 @@ def test_names_that_scripts_of_a1111_know(shown: Page, elem_id: str) -> None:
 def test_every_widget_can_be_used_and_has_a_name(shown: Page) -> None:
     kinds = ("textbox", "number", "slider", "dropdown")
     widgets = [each for each in shown.config["components"] if each["type"] in kinds]
-    assert len(widgets) == 12
+    assert len(widgets) == 14
     for each in widgets:
         assert each["props"]["interactive"] is True
         assert each["props"]["label"].startswith("__i18n__")
@@ -165,14 +165,14 @@ def test_the_form_shows_what_the_model_likes_best(shown: Page) -> None:
 
 
 def test_generate_queues_a_job(page: Page) -> None:
-    page.call("click", page.form(prompt="a cat", steps=7, seed=5, batch_count=3), inputs=12)
+    page.call("click", page.form(prompt="a cat", steps=7, seed=5, batch_count=3), inputs=14)
     (job,) = page.jobs()
     asked = {name: job["task"][name] for name in ("prompt", "steps", "seed", "batch_count", "batch_size", "cfg_scale")}
     assert asked == {"prompt": "a cat", "steps": 7, "seed": 5, "batch_count": 3, "batch_size": 1, "cfg_scale": 7.0}
 
 
 def test_an_empty_field_means_the_default(page: Page) -> None:
-    page.call("click", page.form(seed=None, batch_count=None), inputs=12)
+    page.call("click", page.form(seed=None, batch_count=None), inputs=14)
     assert page.jobs()[0]["task"]["batch_count"] == 1
 
 
@@ -180,7 +180,7 @@ def test_the_greeting_fills_the_drop_downs_of_all_later_pages(page: Page, greet:
     greet()
     for elem_id, names in (("txt2img_sampling", ABLE.samplers), ("txt2img_scheduler", ABLE.schedules)):
         assert [name for name, _ in page.component(elem_id)["props"]["choices"]] == list(names)
-    page.call("click", page.form(sampling="Euler", scheduler="Karras"), inputs=12)
+    page.call("click", page.form(sampling="Euler", scheduler="Karras"), inputs=14)
     assert page.jobs()[0]["task"]["sampler"] == "Euler"
 
 
@@ -206,6 +206,8 @@ def test_the_settings_of_a_picture_go_back_into_the_form(page: Page, greet: Call
 
 def test_inputs_are_named_after_the_request(shown: Page) -> None:
     """The browser's store is keyed by these names, so that a new field never moves the others."""
-    (save,) = [each["js"] for each in shown.config["dependencies"] if "inkstone.form(" in str(each["js"])]
-    names = json.loads(re.findall(r"\[.*?\]", save)[0])
-    assert set(names) == GenerationRequest.model_fields.keys() - {"kind", "extras"}
+    saves = [each["js"] for each in shown.config["dependencies"] if "inkstone.form(" in str(each["js"])]
+    assert len(saves) == 2, "when the page opens, and at each change"
+    for save in saves:
+        names = json.loads(re.findall(r"\[.*?\]", save)[0])
+        assert set(names) == GenerationRequest.model_fields.keys() - {"kind", "extras"}

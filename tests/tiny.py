@@ -15,7 +15,9 @@ from pipelines.generate import WrapDenoise
 from pipelines.manager import ModelManager
 from pipelines.samplers import Denoise
 from pipelines.session import Session
-from pipelines.types import GenerationRequest, ModelInfo
+from pipelines.types import Format, GenerationRequest, ModelInfo
+
+NONE: Mapping[str, ModelInfo] = {}
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -98,9 +100,20 @@ def save_tokenizer(folder: Path) -> int:
     return len(tokens)
 
 
-def info(folder: Path) -> ModelInfo:
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return ModelInfo(name=folder.name, family="sd1", path=folder, size_bytes=size, width=64, height=64)
+def info(path: Path, family: str = "sd1", variant: str = "", companions: Mapping[str, ModelInfo] = NONE) -> ModelInfo:
+    """Of a folder, or of a single file such as `tests.checkpoints.save_checkpoint` writes."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return ModelInfo(
+        name=path.name,
+        family=family,
+        variant=variant,
+        format=Format.DIFFUSERS if path.is_dir() else Format.SAFETENSORS,
+        path=path,
+        size_bytes=sum(file.stat().st_size for file in files if file.is_file()),
+        width=64,
+        height=64,
+        companions=dict(companions),
+    )
 
 
 def boot(settings: Mapping[str, JsonValue]) -> Session:

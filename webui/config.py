@@ -51,6 +51,10 @@ class Settings(BaseSettings):
     image_format: Literal["png", "jpeg", "webp"] = Field(default="png", description="file format of pictures")
     image_quality: int = Field(default=92, ge=1, le=100, description="of JPEG and WebP")
 
+    download_hosts: tuple[str, ...] = Field(
+        default=(), description="hosts of your own network that models may be fetched from, as nas.local:8080"
+    )
+
     @property
     def outputs(self) -> Path:
         return self.data_dir.resolve() / "outputs"

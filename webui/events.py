@@ -15,7 +15,9 @@ from webui.db import Database
 KEEP = 20_000
 """So many events are kept; a client that was away for longer starts from the present state."""
 
-EventType = Literal["queued", "started", "picture", "skipped", "done", "failed", "cancelled", "interrupted"]
+EventType = Literal[
+    "blocked", "queued", "started", "picture", "skipped", "done", "failed", "cancelled", "interrupted", "note"
+]
 
 
 class LoggedEvent(Frozen):

@@ -1,9 +1,11 @@
 """The queue, in SQLite: a job is a frozen request and its units, one an image. A finished unit is never remade."""
 
+import json
 import logging
 import time
 from collections.abc import Iterable
 from enum import StrEnum
+from pathlib import Path
 from sqlite3 import Row
 from typing import Any
 
@@ -21,11 +23,16 @@ KEEP = 5_000
 
 
 class JobState(StrEnum):
+    BLOCKED = "blocked"  # waits for a model that is being downloaded
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+EVENT_OF: dict[JobState, EventType] = {JobState.QUEUED: "queued", JobState.BLOCKED: "blocked"}
+"""How a new job is told of."""
 
 
 class Job(Frozen):
@@ -39,6 +46,7 @@ class Job(Frozen):
     attempts: int
     error: str | None
     message: str | None
+    notes: tuple[str, ...] = ()
     pictures: tuple[PictureInfo, ...] = ()
 
 
@@ -48,22 +56,38 @@ class JobStore:
     def __init__(self, db: Database, events: EventLog) -> None:
         self._db, self._events = db, events
 
-    def add(self, task: Task, model: ModelInfo) -> Job:
+    def add(self, task: Task, model: ModelInfo, state: JobState = JobState.QUEUED) -> Job:
+        """`state`: blocked, if the model has still to arrive; it is then only a name."""
         with self._db.transaction():
             row = self._db.execute(
-                "INSERT INTO jobs (state, task, model, created) VALUES ('queued', ?, ?, ?) RETURNING *",
-                task.model_dump_json(),
+                "INSERT INTO jobs (state, task, model, checkpoint, created) VALUES (?, ?, ?, ?, ?) RETURNING *",
+                state,
+                task.model_dump_json(exclude_unset=state == JobState.BLOCKED),  # what is open stays open
                 model.model_dump_json(),
+                str(model.path),
                 time.time(),
             )[0]
             units = ((row["id"], unit, task.seed_of(unit)) for unit in range(task.units))
             self._db.execute_many("INSERT INTO units (job, unit, state, seed) VALUES (?, ?, 'waiting', ?)", units)
-            self._events.append("queued", row["id"])
+            self._events.append(EVENT_OF[state], row["id"])
         return _job(row, task, model, ())
 
-    def claim(self) -> Job | None:
-        """Take the oldest queued job."""
-        while rows := self._claim():
+    def unblock(self, job: int, task: Task, model: ModelInfo) -> None:
+        """Its model has arrived: now the request is complete."""
+        with self._db.transaction():
+            if self._db.execute(
+                "UPDATE jobs SET state = 'queued', task = ?, model = ?, checkpoint = ?"
+                " WHERE id = ? AND state = 'blocked' RETURNING id",
+                task.model_dump_json(),
+                model.model_dump_json(),
+                str(model.path),
+                job,
+            ):
+                self._events.append("queued", job)
+
+    def claim(self, checkpoint: Path | None = None) -> Job | None:
+        """Take the oldest queued job; if there are any for this checkpoint, the oldest of those."""
+        while rows := self._claim(str(checkpoint or "")):
             if jobs := self._with_pictures(rows):
                 return jobs[0]
             self.failed(
@@ -71,17 +95,31 @@ class JobStore:
             )
         return None
 
-    def _claim(self) -> list[Row]:
+    def _claim(self, checkpoint: str) -> list[Row]:
         """One statement, so that two runners never take the same."""
         with self._db.transaction():
             rows = self._db.execute(
                 "UPDATE jobs SET state = 'running', started = ?, attempts = attempts + 1 WHERE id ="
-                " (SELECT id FROM jobs WHERE state = 'queued' ORDER BY id LIMIT 1) RETURNING *",
+                " (SELECT id FROM jobs WHERE state = 'queued' ORDER BY checkpoint = ? DESC, id LIMIT 1) RETURNING *",
                 time.time(),
+                checkpoint,
             )
             if rows:
                 self._events.append("started", rows[0]["id"])
         return rows
+
+    def oldest_queued(self) -> int | None:
+        rows = self._db.execute("SELECT min(id) AS id FROM jobs WHERE state = 'queued'")
+        return next((row["id"] for row in rows), None)
+
+    def blocked(self) -> list[Job]:
+        return self._with_pictures(self._db.execute("SELECT * FROM jobs WHERE state = 'blocked' ORDER BY id"))
+
+    def noted(self, job: int, text: str) -> None:
+        """Told to the user, and kept with the job."""
+        with self._db.transaction():
+            self._db.execute("UPDATE jobs SET notes = json_insert(notes, '$[#]', ?) WHERE id = ?", text, job)
+            self._events.append("note", job, {"text": text})
 
     def missing(self, job: int) -> tuple[int, ...]:
         """The units that are still to be made."""
@@ -173,7 +211,8 @@ class JobStore:
         return self._with_pictures(self._db.execute("SELECT * FROM jobs ORDER BY id DESC LIMIT ?", limit))
 
     def queued(self) -> int:
-        return int(self._db.execute("SELECT count(*) AS n FROM jobs WHERE state = 'queued'")[0]["n"])
+        """How many wait, also for their model."""
+        return int(self._db.execute("SELECT count(*) AS n FROM jobs WHERE state IN ('queued', 'blocked')")[0]["n"])
 
     def latest_pictures(self) -> tuple[PictureInfo, ...]:
         """Of the newest job that has any."""
@@ -228,4 +267,5 @@ class JobStore:
 
 def _job(row: Row, task: Task, model: ModelInfo, pictures: tuple[PictureInfo, ...]) -> Job:
     kept = ("id", "state", "created", "started", "finished", "attempts", "error", "message")
-    return Job(**{key: row[key] for key in kept}, task=task, model=model, pictures=pictures)
+    notes = tuple(json.loads(row["notes"]))
+    return Job(**{key: row[key] for key in kept}, task=task, model=model, notes=notes, pictures=pictures)

@@ -1,53 +1,42 @@
-"""The one object that pages and APIs talk to: submit, cancel, look. Owns the runners that feed the engine."""
+"""The one object that pages and APIs talk to: submit, cancel, look. The queue itself is worked off in runner.py."""
 
 import asyncio
+import contextlib
 import logging
 import random
 import sqlite3
-import threading
+import subprocess
+import sys
 from collections.abc import Callable
-from contextlib import aclosing
+from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipelines import infotext
 from pipelines.engine import Engine
-from pipelines.errors import PipelineError, UnknownChoice, WorkerDied
+from pipelines.errors import BadModel, ModelNotFound, PipelineError, UnknownChoice
 from pipelines.registry import Registry
 from pipelines.types import (
     SEED_LIMIT,
-    Assignment,
     Capabilities,
-    Decoding,
-    Done,
-    Event,
-    Failed,
+    Format,
     GenerationRequest,
     Interrupt,
     ModelInfo,
-    Note,
-    Picture,
-    Skipped,
-    Started,
-    Step,
-    Stopped,
     WorkerState,
     WorkerStatus,
 )
+from pipelines.watcher import Watcher
+from webui.config import HOME
 from webui.db import Database
+from webui.downloads import DownloadInfo, Downloads, DownloadState
+from webui.estimates import Estimate, estimate
 from webui.events import EventLog
 from webui.jobs import Job, JobState, JobStore
-from webui.outputs import Outputs, PictureInfo
+from webui.outputs import Outputs
 from webui.progress import Progress
+from webui.runner import Runner
 
 log = logging.getLogger(__name__)
-
-VERSION = "0.1.0"
-ATTEMPTS = 3
-"""A job that has killed so many workers in a row is given up."""
-
-RETRY_SECONDS = 5.0
-CLOSED = "Inkstone was closed in the middle of this job. It goes on where it stopped."
 
 Prepare = Callable[[GenerationRequest], GenerationRequest]
 
@@ -60,32 +49,49 @@ class NotNow(PipelineError):
 
 
 class Studio:
-    def __init__(self, engine: Engine, db: Database, registry: Registry, outputs: Outputs, prepare: Prepare) -> None:
-        self.engine, self.registry, self.outputs = engine, registry, outputs
+    def __init__(
+        self,
+        engine: Engine,
+        db: Database,
+        registry: Registry,
+        outputs: Outputs,
+        downloads: Downloads,
+        prepare: Prepare,
+    ) -> None:
+        self.engine, self.registry, self.outputs, self.downloads = engine, registry, outputs, downloads
+        self.models_version = 0
+        """Counts the changes of the models folders, so that pages know when to look again."""
         self._db, self._prepare = db, prepare
         self.events = EventLog(db)
         self.jobs = JobStore(db, self.events)
-        self.running: dict[int, Progress] = {}
-        self._numbers: dict[str, int] = {}  # folder -> the number that was given last
-        self._wake = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._runner = Runner(engine, self.jobs, self.events, outputs)
+        self._watcher = Watcher(registry)
+        self._told: tuple[str, str] = ("", "")
 
     async def __aenter__(self) -> "Studio":
-        await asyncio.to_thread(self._recover)
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._runner.recover)
+        self.registry.on_change = self.models_changed
+        self._watcher.start()
+        await self.downloads.start()
+        self._unblock()  # a model may have arrived while nobody looked
         self.engine.on_status = self._on_status
         self._on_status(self.engine.status)  # it may have been ready before anyone listened
         await self.engine.start()
-        self._tasks = [asyncio.create_task(self._run_forever()) for _ in range(self.engine.slots)]
-        threading.Thread(target=self.registry.hash_all, daemon=True).start()  # no reason to wait for it at the end
+        self._runner.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._watcher.close()
+        await self.downloads.close()
+        await self._runner.close()
         await self.engine.close()
 
     # What is there
+
+    @property
+    def running(self) -> dict[int, Progress]:
+        return self._runner.running
 
     @property
     def worker(self) -> WorkerStatus:
@@ -118,16 +124,28 @@ class Studio:
     # What can be done
 
     async def submit(self, request: GenerationRequest) -> Job:
-        """Freeze the request and queue it. It is on the disk when this returns."""
-        resolved, model = self.resolve(request)
+        """Freeze the request and queue it. It is on the disk when this returns.
+
+        If its model is still being downloaded, it waits for that, blocked.
+        """
+        try:
+            resolved, model = self.resolve(request)
+        except ModelNotFound:
+            if (arriving := self._arriving(request.model)) is None:
+                raise
+            awaited = ModelInfo(name=request.model, family="", path=Path(arriving.name), size_bytes=arriving.total or 0)
+            return self.jobs.add(_seeded(request), awaited, JobState.BLOCKED)
         job = self.jobs.add(resolved, model)
         self._db.remember("last_model", model.name)
-        self._wake.set()
+        self._db.remember("warm", model.model_dump_json())  # what a new worker loads first
+        self._runner.wake()
         return job
 
     def resolve(self, request: GenerationRequest) -> tuple[GenerationRequest, ModelInfo]:
         """Nothing is open any more: checkpoint, size and seed are named, and every choice exists."""
-        model = self.registry.get(request.model or self.default_model())
+        found = self.registry.get(request.model or self.default_model())
+        companions = self.registry.companions(found, request.vae, request.text_encoders)
+        model = found.model_copy(update={"companions": companions})
         self._check_choices(request)
         named = GenerationRequest.model_validate(
             {
@@ -136,15 +154,14 @@ class Studio:
                 "width": request.width or model.width,
                 "height": request.height or model.height,
                 "cfg_scale": request.cfg_scale if "cfg_scale" in request.model_fields_set else model.cfg_scale,
-                "seed": request.seed if request.seed >= 0 else random.randrange(SEED_LIMIT),
             }
         )
-        return self._prepare(named), model
+        return self._prepare(_seeded(named)), model
 
     async def cancel(self, job_id: int) -> Job:
         """A running job stops within one step and keeps its finished pictures."""
         job = self.job(job_id)
-        if job.state == JobState.QUEUED:
+        if job.state in (JobState.QUEUED, JobState.BLOCKED):
             self.jobs.cancelled(job_id)
         elif job.state == JobState.RUNNING:
             if progress := self.running.get(job_id):
@@ -167,10 +184,69 @@ class Studio:
             raise NotNow(
                 f"Job {job_id} is {self.job(job_id).state}; only a failed or cancelled job can be tried again."
             )
-        self._wake.set()
+        self._runner.wake()
         return job
 
+    # Models
+
+    def estimate(self, request: GenerationRequest) -> Estimate:
+        """What this picture would need, before it is asked for."""
+        resolved, model = self.resolve(request)
+        return estimate(self._db, resolved, model, self.capabilities, self.worker.free_bytes)
+
+    def hint(self, name: str) -> None:
+        """This checkpoint was chosen: the worker may load it before the first job asks for it."""
+        model = self.registry.get(name)
+        self.engine.hint(model.model_copy(update={"companions": self.registry.companions(model)}))
+
+    async def convert(self, name: str) -> ModelInfo:
+        """A safetensors file beside a pickled one. In a process of its own: it needs torch, and memory for a while."""
+        info = next((each for each in self.registry.models() if each.name == name), None)
+        if info is None:
+            raise ModelNotFound(f"There is no model file named {name!r}. Refresh the list.")
+        if info.format != Format.PICKLE:
+            raise NotNow(f"{info.name} is no pickle: there is nothing to convert.")
+        command = (sys.executable, "-m", "pipelines.convert", str(info.path))
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        output, errors = await process.communicate()
+        if process.returncode:
+            raise BadModel((errors.decode(errors="replace").strip() or "It could not be converted.").splitlines()[-1])
+        await asyncio.to_thread(self.registry.scan)
+        made = Path(output.decode().strip().splitlines()[-1])
+        return next(each for each in self.registry.models() if each.path == made)
+
+    def models_changed(self) -> None:
+        """Files came or went: pages look again, jobs may have got what they waited for. Called in any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: Inkstone ends
+            self._loop.call_soon_threadsafe(self._look_again)
+
+    def downloads_changed(self) -> None:
+        """Something is new in the list of downloads."""
+        self._unblock()
+        self.events.changed()
+
     # How it is done
+
+    def _look_again(self) -> None:
+        self.models_version += 1
+        self.downloads_changed()
+
+    def _unblock(self) -> None:
+        """Queue the jobs whose model has arrived. One whose model will never come fails."""
+        for job in self.jobs.blocked():
+            try:
+                self.jobs.unblock(job.id, *self.resolve(job.task))
+            except PipelineError as error:
+                if self._arriving(job.task.model) is None:
+                    self.jobs.failed(job.id, type(error).__name__, str(error))
+        self._runner.wake()
+
+    def _arriving(self, name: str) -> DownloadInfo | None:
+        """The download that may still bring this model: one that has failed can be resumed."""
+        found = self.downloads.waiting_for(name) if name else None
+        return None if found is None or found.state == DownloadState.CANCELLED else found
 
     def _check_choices(self, request: GenerationRequest) -> None:
         """On the very first start the worker has not said yet what it can do; then it checks by itself."""
@@ -183,7 +259,9 @@ class Studio:
                     raise UnknownChoice(what, value, list(choices))
 
     def _on_status(self, status: WorkerStatus) -> None:
-        log.info("Worker: %s %s", status.state, status.detail)
+        if (status.state, status.detail) != self._told:  # while it loads it says so ten times a second
+            self._told = (status.state, status.detail)
+            log.info("Worker: %s %s", *self._told)
         if status.state == WorkerState.READY and status.capabilities:
             try:
                 self._db.remember("capabilities", status.capabilities.model_dump_json())
@@ -191,122 +269,7 @@ class Studio:
                 log.exception("The worker's greeting cannot be kept")
         self.events.changed()
 
-    def _recover(self) -> None:
-        """After a crash: what was written counts, what was begun is queued again."""
-        for picture in self.jobs.half_saved():
-            size = self.outputs.recover(picture.id)
-            if size and picture.job and (job := self.jobs.get(picture.job)):
-                width, height = size
-                text = infotext.dump(job.task, picture.unit or 0, job.model, VERSION)
-                self.jobs.saved(picture.model_copy(update={"width": width, "height": height, "infotext": text}))
-        self._requeue_orphans()
-        self._forget_the_oldest()
 
-    async def _run_forever(self) -> None:
-        while True:
-            await self.engine.ready()
-            self._wake.clear()
-            try:
-                worked = await self._run_next()
-            except Exception:  # a border: whatever it was, as a full disk under the database, the queue goes on later
-                log.exception("The queue could not go on")
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                if not worked:
-                    await self._wake.wait()
-
-    async def _run_next(self) -> bool:
-        """Run the oldest queued job to its end. False if there is none."""
-        self._requeue_orphans()
-        if (job := self.jobs.claim()) is None:
-            return False
-        self.running[job.id] = Progress(job=job.id, task=job.task)
-        try:
-            await self._run(job)
-        except PipelineError as error:
-            self.jobs.failed(job.id, type(error).__name__, str(error))
-        except asyncio.CancelledError:
-            if self.running[job.id].stopping:
-                self.jobs.cancelled(job.id)
-            else:
-                self.jobs.requeue(job.id, CLOSED, to_blame=False)
-            raise
-        except sqlite3.OperationalError:
-            raise
-        except Exception as error:  # a border: a bug costs this job, not the queue
-            log.exception("Job %s failed", job.id)
-            self.jobs.failed(
-                job.id, type(error).__name__, f"Something went wrong inside ({error}). The log tells more."
-            )
-        finally:
-            del self.running[job.id]
-            self.events.changed()
-        self._forget_the_oldest()
-        return True
-
-    def _forget_the_oldest(self) -> None:
-        self.jobs.prune()
-        self.events.prune()
-
-    def _requeue_orphans(self) -> None:
-        """Jobs that run in nobody's hands: the application died, or an ending could not be written down."""
-        for job_id in self.jobs.unfinished():
-            if job_id not in self.running:
-                self.jobs.requeue(job_id, CLOSED)
-
-    async def _run(self, job: Job) -> None:
-        units = self.jobs.missing(job.id)
-        self.running[job.id].begin(units)
-        assignment = Assignment(job=job.id, task=job.task, model=job.model, units=units)
-        try:
-            async with aclosing(self.engine.run(assignment)) as events:
-                async for event in events:
-                    await self._take(job, event)
-        except WorkerDied as error:
-            if self.running[job.id].stopping:
-                return self.jobs.cancelled(job.id)
-            if job.attempts >= ATTEMPTS:
-                raise WorkerDied(
-                    f"This job has ended the worker {ATTEMPTS} times. Make it smaller, or look into the log."
-                ) from error
-            self.jobs.requeue(job.id, "The worker ended in the middle of this job. A new one goes on where it stopped.")
-
-    async def _take(self, job: Job, event: Event) -> None:
-        """Write down what the worker says."""
-        match event:
-            case Started():
-                if self.running[job.id].stopping:  # the wish came while there was no worker to hear it
-                    self.engine.interrupt(job.id, Interrupt.STOP)
-            case Step():
-                self.running[job.id].take(event)
-                self.events.changed()
-            case Decoding() | Note():
-                self.running[job.id].take(event)
-                self.events.changed()
-            case Picture():
-                self.jobs.saved(await self._save(job, event))
-                self.running[job.id].done += 1
-            case Skipped():
-                self.jobs.skipped(job.id, event.units)
-            case Done():
-                self.jobs.done(job.id, event.seconds)
-            case Stopped():
-                self.jobs.cancelled(job.id)
-            case Failed():
-                self.jobs.failed(job.id, event.error, event.message)
-
-    async def _save(self, job: Job, picture: Picture) -> PictureInfo:
-        path = self.jobs.reserved(job.id, picture.unit) or self._next_path(picture.seed)
-        self.jobs.reserve(job.id, picture.unit, path)
-        text = infotext.dump(job.task, picture.unit, job.model, VERSION)
-        width, height = await asyncio.to_thread(self.outputs.write, path, picture.png, text)
-        return PictureInfo(
-            id=path, width=width, height=height, seed=picture.seed, infotext=text, job=job.id, unit=picture.unit
-        )
-
-    def _next_path(self, seed: int) -> str:
-        folder = self.outputs.folder()
-        if folder not in self._numbers:
-            self._numbers = {folder: max(self.outputs.highest_number(folder), self.jobs.highest_number(folder))}
-        self._numbers[folder] += 1
-        return self.outputs.name(folder, self._numbers[folder], seed)
+def _seeded(request: GenerationRequest) -> GenerationRequest:
+    """The seed is drawn when the job is queued: a repetition after a crash gives the same picture."""
+    return request if request.seed >= 0 else request.model_copy(update={"seed": random.randrange(SEED_LIMIT)})

@@ -1,6 +1,6 @@
 """What a model family must be able to do: the seam between our sampling loop and diffusers' modules."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,7 +12,7 @@ from pipelines.prompt import Span
 from pipelines.samplers import NoiseLevels
 
 if TYPE_CHECKING:
-    pass
+    from pipelines.parts import Part
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class LoadedModel(Protocol):
     device: torch.device
     levels: NoiseLevels
     vae: torch.nn.Module
+    parts: Mapping[str, "Part"]
+    """The networks by diffusers' names; `placement.py` decides where their weights lie."""
 
     def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond:
         """One row for each prompt, all of the same length."""

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from pipelines.errors import UnknownChoice
-from pipelines.samplers.levels import NoiseLevels
+from pipelines.samplers.flow import FlowLevels
+from pipelines.samplers.levels import NoiseLevels, Sigmas
 from pipelines.samplers.noise import ImageNoise
 from pipelines.samplers.schedules import Schedule, exponential, karras, sgm_uniform, simple, uniform
 from pipelines.samplers.solvers import Denoise, DrawNoise, OnStep, Solver, dpmpp_2m, euler, euler_ancestral
@@ -15,10 +16,12 @@ __all__ = [
     "SCHEDULE_NAMES",
     "Denoise",
     "DrawNoise",
+    "FlowLevels",
     "ImageNoise",
     "NoiseLevels",
     "OnStep",
     "Sampler",
+    "Sigmas",
     "sampler_named",
     "sigmas_for",
 ]
@@ -55,9 +58,14 @@ def sampler_named(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
-def sigmas_for(sampler: Sampler, schedule: str, steps: int, levels: NoiseLevels) -> list[float]:
-    """The noise levels between which the steps go: one more than there are steps, the last one 0."""
+def sigmas_for(sampler: Sampler, schedule: str, steps: int, levels: NoiseLevels) -> Sigmas:
+    """The noise levels between which the steps go: one more than there are steps, the last one 0.
+
+    "Automatic" is the schedule of the model's makers where they have one, else what suits the sampler.
+    """
+    own = levels.own_schedule(steps) if schedule == AUTOMATIC else None
     name = sampler.schedule if schedule == AUTOMATIC else schedule
     if name not in SCHEDULES:
         raise UnknownChoice("schedule", name, list(SCHEDULE_NAMES))
-    return [*SCHEDULES[name](steps, levels).tolist(), 0.0]
+    visited = SCHEDULES[name](steps, levels) if own is None else own
+    return Sigmas([*visited.tolist(), 0.0], levels.flow)

@@ -1,11 +1,12 @@
 """The noise levels that a model was trained on: from a training step to sigma and back."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipelines.errors import BadModel
 
@@ -17,8 +18,19 @@ BETAS: dict[str, Callable[[float, float, int], Floats]] = {
 }
 
 
+class Sigmas(list[float]):
+    """The noise levels between which a picture's steps go, and how noise is mixed in: x = signal x0 + sigma noise."""
+
+    def __init__(self, sigmas: Sequence[float], flow: bool = False) -> None:
+        super().__init__(sigmas)
+        self.flow = flow
+
+
 class NoiseLevels:
     """Between two training steps log sigma is linear, as in k-diffusion: that makes fractional steps well defined."""
+
+    flow = False
+    """True: x = (1 - sigma) x0 + sigma noise with sigma up to 1; False: x = x0 + sigma noise."""
 
     def __init__(self, alphas_cumprod: Floats) -> None:
         self.sigmas: Floats = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
@@ -53,6 +65,18 @@ class NoiseLevels:
     def step(self, sigma: float) -> float:
         """The fractional training step at which this noise level occurs."""
         return float(np.interp(math.log(sigma), self._logs, self._steps))
+
+    def noised(self, x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        """Where a picture lies at a noise level: the start of img2img."""
+        return x0 + noise * sigma
+
+    def fitted(self, shape: Sequence[int], steps: int) -> "NoiseLevels":
+        """For latents [channels, height, width] that are drawn in so many steps: flow models tell sizes apart."""
+        return self
+
+    def own_schedule(self, steps: int) -> Floats | None:
+        """What the model's makers walk, from the highest level down; None: whatever suits the sampler."""
+        return None
 
 
 def zero_terminal_snr(alphas_cumprod: Floats) -> Floats:

@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 
-from webui.api import errors, live, native, pictures
+from webui.api import downloads, errors, live, models, native, pictures
 from webui.library import Library
 from webui.studio import Studio
 
@@ -10,5 +10,7 @@ from webui.studio import Studio
 def add_routes(app: FastAPI, studio: Studio, library: Library) -> None:
     errors.add_handlers(app)
     app.include_router(native.routes(studio))
+    app.include_router(models.routes(studio))
+    app.include_router(downloads.routes(studio.downloads))
     app.include_router(pictures.routes(library))
     app.include_router(live.routes(studio))

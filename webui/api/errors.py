@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from pipelines.errors import ModelNotFound, PipelineError, UnknownChoice
+from webui.downloads.types import BadSource, DownloadNotFound, DownloadNotNow, NoRoom
 from webui.library import NotAPicture
 from webui.outputs import DiskFull
 from webui.studio import JobNotFound, NotNow
@@ -17,9 +18,13 @@ from webui.studio import JobNotFound, NotNow
 STATUS: dict[type[PipelineError], int] = {
     JobNotFound: 404,
     NotAPicture: 404,
+    DownloadNotFound: 404,
     ModelNotFound: 422,
     UnknownChoice: 422,
+    BadSource: 422,
     NotNow: 409,
+    DownloadNotNow: 409,
+    NoRoom: 507,
     DiskFull: 507,
 }
 

@@ -15,6 +15,9 @@ from webui.studio import Studio
 
 log = logging.getLogger(__name__)
 
+DOWNLOADS = 20
+"""So many of the newest are part of the state; GET /api/v1/downloads has them all."""
+
 
 def routes(studio: Studio) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
@@ -61,7 +64,15 @@ class LivePage:
     async def _send_state(self) -> None:
         running = [progress.public() for progress in self._studio.running.values()]
         worker = self._studio.worker.model_dump(mode="json")
-        state = {"type": "state", "worker": worker, "running": running, "queued": self._studio.jobs.queued()}
+        downloads = [each.model_dump(mode="json") for each in self._studio.downloads.snapshot()[:DOWNLOADS]]
+        state = {
+            "type": "state",
+            "worker": worker,
+            "running": running,
+            "queued": self._studio.jobs.queued(),
+            "downloads": downloads,
+            "models": self._studio.models_version,
+        }
         if state != self._state:
             self._state = state
             await self._socket.send_json(state)

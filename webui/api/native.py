@@ -1,4 +1,4 @@
-"""Our own dialect, /api/v1: jobs, models, the worker, and the events as Server-Sent Events."""
+"""Our own dialect, /api/v1: jobs, the worker, and the events as Server-Sent Events."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -7,10 +7,11 @@ from fastapi import APIRouter, Header, Path, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from pipelines.types import GenerationRequest, ModelInfo, WorkerStatus
+from pipelines.types import GenerationRequest, WorkerStatus
+from webui import VERSION
 from webui.api.errors import ErrorBody
 from webui.jobs import Job
-from webui.studio import VERSION, Studio
+from webui.studio import Studio
 
 JobId = Annotated[int, Path(ge=1, lt=2**63)]
 Seq = Annotated[int | None, Query(ge=0, lt=2**63, description="Number of the last event that you know")]
@@ -70,10 +71,6 @@ def _add_jobs(router: APIRouter, studio: Studio) -> None:
 
 
 def _add_rest(router: APIRouter, studio: Studio) -> None:
-    @router.get("/models")
-    async def models() -> list[ModelInfo]:
-        return studio.models()
-
     @router.get("/status")
     async def status() -> Status:
         running = [progress.public() for progress in studio.running.values()]

@@ -7,16 +7,17 @@ import gradio as gr
 
 from webui.i18n import gradio_tables, t, tables
 from webui.studio import Studio
-from webui.ui import gallery, generate, theme
+from webui.ui import gallery, generate, models, theme
 from webui.ui.components import ASSETS, Shell, asset, choice, script
 
 PAGES = {
     "txt2img": ("tab_generate", generate.page),
     "gallery": ("tab_gallery", gallery.page),
+    "models": ("tab_models", models.page),
 }
 """A new page is a module and a row here."""
 
-SCRIPTS = ("core.js", "live.js", "viewer.js", "header.js", "stage.js", "gallery.js")
+SCRIPTS = ("core.js", "live.js", "viewer.js", "header.js", "stage.js", "plan.js", "gallery.js", "models.js")
 
 
 def build(studio: Studio) -> gr.Blocks:

@@ -55,7 +55,7 @@ def text(key: str, lines: int, value: str = "", **options: Any) -> gr.Textbox:
     )
 
 
-def choice(key: str, choices: Sequence[str], value: str | None, **options: Any) -> gr.Dropdown:
+def choice(key: str, choices: Sequence[str], value: str | list[str] | None, **options: Any) -> gr.Dropdown:
     return gr.Dropdown([(name, name) for name in choices], value=value, label=t(key), interactive=True, **options)
 
 

@@ -1,7 +1,9 @@
 """The page that makes pictures. Inputs are named after GenerationRequest's fields: none is matched by position."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -9,7 +11,7 @@ from pydantic import ValidationError
 
 from pipelines import infotext
 from pipelines.errors import PipelineError
-from pipelines.types import GenerationRequest, ModelInfo
+from pipelines.types import GenerationRequest, Kind, ModelInfo
 from webui.i18n import t
 from webui.ui.components import MAY_FAIL, QUIET, Shell, choice, number, script, slider, small_button, sorry, text
 
@@ -23,6 +25,7 @@ def page(shell: Shell) -> None:
     with gr.Row(elem_id="txt2img"):
         with gr.Column(scale=34, min_width=320, elem_id="txt2img_settings"):
             fields = _form(shell)
+            script("inkstone.plan(element)", "txt2img_plan")
             go = gr.Button(t("generate"), variant="primary", elem_id="txt2img_generate")
         with gr.Column(scale=66, min_width=320, elem_id="txt2img_results"):
             stage = script("inkstone.stage(element, (infotext) => trigger('wanted', {infotext}))", "txt2img_gallery")
@@ -58,15 +61,27 @@ def _form(shell: Shell) -> dict[str, gr.components.Component]:
         fields["batch_count"] = number("batch_count", 1, minimum=1, maximum=100, elem_id="txt2img_batch_count")
         fields["batch_size"] = number("batch_size", 1, minimum=1, maximum=16, elem_id="txt2img_batch_size")
 
+    with gr.Accordion(t("model_parts"), open=False, elem_id="txt2img_parts"):
+        fields["vae"] = choice("vae", VAES, DEFAULTS.vae, elem_id="setting_sd_vae")
+        fields["text_encoders"] = choice("text_encoders", [], [], multiselect=True, elem_id="setting_text_encoders")
+
     sides = [fields["width"], fields["height"]]
     swap.click(None, sides, sides, js="(width, height) => [height, width]", **QUIET)
     randomise.click(None, None, fields["seed"], js="() => -1", **QUIET)
     reuse.click(None, fields["seed"], fields["seed"], js="(seed) => inkstone.seed() ?? seed", **QUIET)
-    shell.model.input(lambda name: _native(shell, name), shell.model, [*sides, fields["cfg_scale"]], **QUIET)
+    shell.model.input(partial(_chosen, shell), shell.model, [*sides, fields["cfg_scale"]], **QUIET)
     return fields
 
 
+VAES = ("Automatic", "None")
 SIDE: dict[str, Any] = {"minimum": 64, "maximum": 4096, "step": 8, "min_width": 96}
+
+
+async def _chosen(shell: Shell, name: str) -> tuple[int, int, float]:
+    """A checkpoint was picked: the worker may load it while the prompt is still being typed."""
+    with contextlib.suppress(PipelineError):  # a part is missing: the plan below the form says so
+        shell.studio.hint(name)
+    return _native(shell, name)
 
 
 def _native(shell: Shell, name: str | None) -> tuple[int, int, float]:
@@ -115,7 +130,8 @@ def _keep(shell: Shell, fields: Mapping[str, Any]) -> None:
                 updates[fields[name]] = updates.get(fields[name], {}) | gr.update(value=value)
         return updates
 
-    shell.blocks.load(opened, saved, kept, **QUIET).then(None, js="() => { inkstone.formIsReady = true }", **QUIET)
+    begin = f"(...values) => {{ inkstone.formIsReady = true; inkstone.form(null, {names}, values) }}"
+    shell.blocks.load(opened, saved, kept, **QUIET).then(None, kept, None, js=begin, **QUIET)
     shell.status.greeted(lambda: _refresh(shell, fields), None, kept, **QUIET)
 
 
@@ -136,9 +152,11 @@ def _take_over(shell: Shell, fields: Mapping[str, Any], stage: gr.HTML) -> None:
 
 def _refresh(shell: Shell, fields: Mapping[str, Any]) -> dict[Any, Any]:
     """Fill the drop-downs from the disk and from the worker's greeting; for this page, later ones and the checks."""
-    able = shell.studio.capabilities
+    able, registry = shell.studio.capabilities, shell.studio.registry
     choices = {
         "model": [info.name for info in shell.studio.models()],
+        "vae": [*VAES, *(info.name for info in registry.all(Kind.VAE))],
+        "text_encoders": [info.name for info in registry.all(Kind.TEXT_ENCODER)],
         "sampler": list(able.samplers) if able else [],
         "schedule": list(able.schedules) if able else [],
     }
@@ -156,4 +174,5 @@ def _acceptable(field: Any, name: str, value: Any) -> bool:
         GenerationRequest.model_validate({name: value})
     except ValidationError:
         return False
-    return value in [pair[1] for pair in field.choices] if isinstance(field, gr.Dropdown) else True
+    wanted = value if isinstance(value, list | tuple) else [value]
+    return not isinstance(field, gr.Dropdown) or set(wanted) <= {pair[1] for pair in field.choices}

@@ -28,8 +28,9 @@ Object.assign(window.inkstone, (() => {
   /** Names of files are anything: each part of a picture's id is encoded. `kind`: images, thumbnails, image-info. */
   const address = (kind, picture) => at(`/api/v1/${kind}/${picture.id.split("/").map(encodeURIComponent).join("/")}`);
 
-  const request = async (method, path) => {
-    const answer = await fetch(path, { method }).catch(() => null);
+  const request = async (method, path, sent) => {
+    const json = sent && { body: JSON.stringify(sent), headers: { "Content-Type": "application/json" } };
+    const answer = await fetch(path, { method, ...json }).catch(() => null);
     const body = await answer?.json().catch(() => null);
     if (!answer?.ok) throw new Error(body?.error?.message ?? t("request_failed"));
     return body;
@@ -38,6 +39,12 @@ Object.assign(window.inkstone, (() => {
   const duration = (seconds) => {
     const whole = Math.max(0, Math.round(seconds));
     return whole < 60 ? t("seconds", { s: whole }) : t("minutes", { m: Math.floor(whole / 60), s: whole % 60 });
+  };
+
+  /** Bytes for people, as disks and cards are sold: 6.9 GB. */
+  const size = (bytes) => {
+    const [unit, name] = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]].find(([each]) => bytes >= each * 0.95) ?? [1, "B"];
+    return `${(bytes / unit).toFixed(bytes / unit < 9.95 && unit > 1 ? 1 : 0)} ${name}`;
   };
 
   /** Tell those who do not see the screen. */
@@ -76,8 +83,11 @@ Object.assign(window.inkstone, (() => {
   };
 
   /** The form as one object for the browser's store; until the stored one has been put in, nothing is written. */
-  const form = (saved, names, values) =>
-    window.inkstone.formIsReady ? Object.fromEntries(names.map((name, i) => [name, values[i]])) : saved;
+  const form = (saved, names, values) => {
+    const now = Object.fromEntries(names.map((name, i) => [name, values[i]]));
+    document.dispatchEvent(new CustomEvent("inkstone-form", { detail: now }));
+    return window.inkstone.formIsReady ? now : saved;
+  };
 
   const press = (id) => {
     const node = document.getElementById(id);
@@ -103,5 +113,5 @@ Object.assign(window.inkstone, (() => {
   };
   if (document.body) begin(); else document.addEventListener("DOMContentLoaded", begin);
 
-  return { t, el, button, at, request, address, duration, announce, copyButton, switchColours, form, formIsReady: false };
+  return { t, el, button, at, request, address, duration, size, announce, copyButton, switchColours, form, formIsReady: false };
 })());

@@ -1,6 +1,6 @@
 // The header: our name, what the worker is doing, how many jobs wait, light or dark.
 (() => {
-  const { t, el, live, mark, switchColours } = window.inkstone;
+  const { t, el, live, mark, size, switchColours } = window.inkstone;
 
   window.inkstone.brand = (element) => {
     const picture = new DOMParser().parseFromString(mark, "image/svg+xml").documentElement;
@@ -18,8 +18,18 @@
   const describe = ({ connected, worker, running }) => {
     if (!connected || !worker) return ["offline", t(worker ? "offline" : "connecting")];
     if (worker.state === "ready" && running.length) return ["busy", t("worker_busy")];
+    if (worker.state === "loading" && worker.fraction != null) {
+      return ["loading", t("worker_loading_part", { ...worker, percent: Math.floor(worker.fraction * 100) })];
+    }
     return [worker.state, t(WORDS[worker.state] ?? worker.state, worker)];
   };
+
+  /** Behind the pointer: the device, its free memory, and the checkpoints that are loaded. */
+  const facts = (worker) => [
+    worker?.capabilities?.device_name,
+    worker?.free_bytes != null ? t("free_memory", { size: size(worker.free_bytes) }) : null,
+    worker?.loaded?.length ? t("loaded_models", { names: worker.loaded.join(", ") }) : null,
+  ].filter(Boolean).join("\n");
 
   window.inkstone.status = (element, greeted) => {
     const words = el("span", { class: "ink-pill-words" });
@@ -35,7 +45,7 @@
       const { worker, queued } = live.store;
       const [state, sentence] = describe(live.store);
       pill.dataset.state = state;
-      pill.title = state === "busy" ? "" : worker?.capabilities?.device_name ?? "";
+      pill.title = facts(worker);
       if (words.textContent !== sentence) words.textContent = sentence;
       queue.textContent = queued ? t("waiting", { n: queued }) : "";
       const choices = JSON.stringify([worker?.capabilities?.samplers, worker?.capabilities?.schedules]);

@@ -2,10 +2,10 @@
 window.inkstone.live = (() => {
   const { at, request } = window.inkstone;
   const store = {
-    connected: false, worker: null, running: [], queued: 0, // as the server says
+    connected: false, worker: null, running: [], queued: 0, downloads: [], models: null, // as the server says
     job: null, pictures: [], // of the latest job that made any
     previews: new Map(), // job -> blob URL
-    failure: null, notice: null,
+    failure: null, notice: null, notes: [], // notes: what was done in another way than asked
   };
   const watchers = new Set();
   const tell = (what, detail) => watchers.forEach((watcher) => watcher(what, detail));
@@ -23,9 +23,10 @@ window.inkstone.live = (() => {
   };
 
   const events = {
-    started(job) { store.notice = null; if (store.failure?.job !== job) store.failure = null; },
+    started(job) { store.notice = null; store.notes = []; if (store.failure?.job !== job) store.failure = null; },
     picture(job, data) { store.notice = null; add(data); },
     failed(job, data) { store.failure = { job, message: data.message }; },
+    note(job, data) { store.notes = [...store.notes, data.text]; },
     interrupted(job, data) { store.notice = data.message; },
   };
   const messages = {
@@ -42,8 +43,8 @@ window.inkstone.live = (() => {
       if (["done", "failed", "cancelled"].includes(type)) forget(job);
       tell(type, data);
     },
-    state({ worker, running, queued }) {
-      Object.assign(store, { worker, running, queued });
+    state({ worker, running, queued, downloads, models }) {
+      Object.assign(store, { worker, running, queued, downloads, models });
       if (worker.state === "ready" && running.some((job) => job.step > 1)) store.notice = null;
       tell("state");
     },

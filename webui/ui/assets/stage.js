@@ -69,7 +69,8 @@
       bar.value = fraction(now);
       const parts = [];
       if (now.total > 1) parts.push(t("picture_of", { n: Math.min(now.done + 1, now.total), total: now.total }));
-      parts.push(now.step ? t("step_of", { n: now.step, total: now.steps }) : t("preparing"));
+      if (now.tiles > 1) parts.push(t("tile_of", { n: now.tile, total: now.tiles }));
+      else parts.push(now.step ? t("step_of", { n: now.step, total: now.steps }) : t("preparing"));
       if (now.seconds_left != null) parts.push(t("time_left", { time: duration(now.seconds_left) }));
       words.textContent = parts.join(" · ");
       skip.hidden = now.total < 2;
@@ -103,8 +104,9 @@
       retry.hidden = !trouble?.job;
       dismiss.hidden = !store.failure;
       if (message.textContent !== trouble?.message) message.textContent = trouble?.message ?? "";
-      notice.hidden = !store.notice;
-      notice.textContent = store.notice ?? "";
+      const notices = [store.notice, ...store.notes].filter(Boolean).join("\n");
+      notice.hidden = !notices;
+      if (notice.textContent !== notices) notice.textContent = notices;
     };
 
     const draw = () => { drawLarge(); drawProgress(); drawStrip(); drawFailure(); };

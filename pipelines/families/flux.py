@@ -1,0 +1,83 @@
+"""Flux.1: dev, schnell and fill. A transformer over patches, told by T5 what to draw and by CLIP in one vector."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pipelines.errors import BadModel
+from pipelines.families.base import Cond
+from pipelines.families.flow import FlowModel, from_patches, patches, places
+from pipelines.families.words import clip_pooled, t5_features
+from pipelines.parts import Family, Part
+from pipelines.prompt import Span
+from pipelines.recipes.clip import clip
+from pipelines.recipes.dit import FLUX as TRANSFORMER
+from pipelines.recipes.ldm import vae
+from pipelines.recipes.t5 import T5
+from pipelines.samplers import FlowLevels
+from pipelines.samplers.flow import fixed, growing
+from pipelines.types import ModelInfo
+
+GUIDANCE = {"fill": 30.0}
+DEFAULT_GUIDANCE = 3.5
+"""What its makers recommend for dev. The network is told it, and has learned to draw as if it were guided so."""
+
+DEV_TOKENS, SCHNELL_TOKENS = 512, 256
+"""To this length T5's prompts were filled up in training."""
+MASK_CHANNELS = 64
+"""A pixel mask of 8 x 8 to each latent, as channels."""
+
+
+class Flux(FlowModel):
+    """A weight in the prompt multiplies T5's features of its words; CLIP's one vector knows none."""
+
+    def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
+        super().__init__(parts, device)
+        config = self.transformer.config
+        self.guidance = GUIDANCE.get(info.variant, DEFAULT_GUIDANCE) if config.guidance_embeds else None
+        self.levels = FlowLevels(growing() if config.guidance_embeds else fixed(1.0))
+        self.tokens = DEV_TOKENS if config.guidance_embeds else SCHNELL_TOKENS
+        self.fill = config.in_channels == config.out_channels + 64 + 4 * MASK_CHANNELS
+        self._masked: tuple[tuple[int, int], Tensor] | None = None
+        if not self.fill and config.in_channels != config.out_channels:
+            raise BadModel(f"{info.name} draws after another picture, as control models do. These cannot be run yet.")
+
+    def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond:
+        tokens = t5_features(self.parts["text_encoder_2"], prompts, self.tokens, self.device)
+        return Cond(tokens, clip_pooled(self.parts["text_encoder"], prompts, self.device))
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        height, width = x.shape[-2:]
+        dtype = self.parts["transformer"].dtype
+        tokens = patches(x)
+        if self.fill:
+            tokens = torch.cat([tokens, self._everything_masked(height, width).expand(len(x), -1, -1)], -1)
+        guidance = None if self.guidance is None else torch.full_like(sigma, self.guidance)
+        output = self.transformer(
+            hidden_states=tokens.to(dtype),
+            timestep=sigma,
+            guidance=guidance,
+            pooled_projections=None if cond.pooled is None else cond.pooled.to(dtype),
+            encoder_hidden_states=cond.tokens.to(dtype),
+            txt_ids=torch.zeros(cond.tokens.shape[1], 3, device=self.device),
+            img_ids=places(height // 2, width // 2, (3, 1, 2), self.device),
+            return_dict=False,
+        )[0]
+        return from_patches(output, height, width)
+
+    def _everything_masked(self, height: int, width: int) -> Tensor:
+        """Fill's further channels when there is no picture to fill in: grey under a mask that covers all of it.
+        Encoded in the first step of a size, and kept."""
+        if self._masked is None or self._masked[0] != (height, width):
+            grey = torch.full((1, 3, height * self.scale, width * self.scale), 0.5)
+            masks = torch.ones(1, MASK_CHANNELS, height, width, device=self.device)
+            self._masked = (height, width), torch.cat([patches(self.to_latent(grey)), patches(masks)], -1)
+        return self._masked[1]
+
+
+CLIP_L = clip(("text_encoders.clip_l.transformer.", ""))
+VAE = vae(0.3611, 0.1159)
+"""Published with the models: Z-Image has the same."""
+
+FLUX = Family({"transformer": TRANSFORMER, "text_encoder": CLIP_L, "text_encoder_2": T5, "vae": VAE}, Flux)

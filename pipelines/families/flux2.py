@@ -1,0 +1,87 @@
+"""FLUX.2 klein. Qwen3 reads the prompt; three of its layers, side by side, tell the transformer what to draw."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pipelines.errors import BadModel
+from pipelines.families.base import Cond
+from pipelines.families.flow import FlowModel, from_patches, patches, places
+from pipelines.families.words import qwen_states, text_of
+from pipelines.parts import Family, Part
+from pipelines.prompt import Span
+from pipelines.recipes.autoencoders import FLUX2_VAE
+from pipelines.recipes.dit import FLUX2 as TRANSFORMER
+from pipelines.recipes.qwen_text import QWEN_TEXT
+from pipelines.samplers import FlowLevels, NoiseLevels
+from pipelines.samplers.flow import flux2
+from pipelines.types import ModelInfo
+
+TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+"""Qwen3's chat template for an answer without thinking."""
+TOKENS = 512
+QUARTERS = (1, 2, 3)
+"""Layers 9, 18 and 27 of the 36 that Qwen3-4B and 8B have."""
+
+
+class Flux2(FlowModel):
+    """Weights in the prompt are not read: it is part of a chat. Latents have 32 channels and 8 pixels to a side, like
+    the others'; the transformer sees 2 x 2 of them as one token, each of the 128 numbers with a mean and a spread."""
+
+    levels: NoiseLevels = FlowLevels(flux2)
+
+    def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
+        super().__init__(parts, device)
+        if self.transformer.config.guidance_embeds:
+            raise BadModel(f"{info.name} is FLUX.2 dev, which cannot be run yet. Take FLUX.2 klein.")
+
+    def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond:
+        """The filled-up places are told as well, as in training."""
+        rows = []
+        for spans in prompts:
+            states, _ = qwen_states(
+                self.parts["text_encoder"], TEMPLATE.format(text_of(spans)), TOKENS, self.device, pad=True
+            )
+            layers = len(states) - 1
+            rows.append(torch.cat([states[layers * quarter // 4] for quarter in QUARTERS], -1))
+        return Cond(torch.cat(rows).to(self.parts["text_encoder"].dtype))
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        height, width = x.shape[-2:]
+        dtype = self.parts["transformer"].dtype
+        text = torch.zeros(cond.tokens.shape[1], 4, device=self.device)
+        text[:, 3] = torch.arange(len(text), device=self.device)
+        output = self.transformer(
+            hidden_states=patches(x).to(dtype),
+            timestep=sigma,
+            guidance=None,
+            encoder_hidden_states=cond.tokens.to(dtype),
+            txt_ids=text,
+            img_ids=places(height // 2, width // 2, (4, 1, 2), self.device),
+            return_dict=False,
+        )[0]
+        return from_patches(output, height, width)
+
+    def from_vae(self, latent: Tensor) -> Tensor:
+        mean, spread = self._statistics(latent)
+        return (latent - mean) / spread
+
+    def to_vae(self, latent: Tensor) -> Tensor:
+        mean, spread = self._statistics(latent)
+        return latent * spread + mean
+
+    def _statistics(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each channel at even and odd rows and columns, [channels, height, width]."""
+        norm = self.vae.bn
+        spread = (norm.running_var.float() + self.vae.config.batch_norm_eps).sqrt()
+        height, width = latent.shape[-2:]
+        tiles = (1, -(-height // 2), -(-width // 2))
+        mean, spread = (
+            values.to(latent.device, torch.float32).reshape(-1, 2, 2).repeat(tiles)[:, :height, :width]
+            for values in (norm.running_mean, spread)
+        )
+        return mean, spread
+
+
+FLUX2 = Family({"transformer": TRANSFORMER, "text_encoder": QWEN_TEXT, "vae": FLUX2_VAE}, Flux2)

@@ -1,0 +1,72 @@
+"""Stable Diffusion 3 and 3.5. Two CLIPs and T5 tell the transformer what to draw; T5 may be left out."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.families.base import Cond
+from pipelines.families.flow import FlowModel
+from pipelines.families.words import clip_states, t5_features
+from pipelines.parts import Family, Part
+from pipelines.prompt import Span
+from pipelines.recipes.clip import clip
+from pipelines.recipes.dit import SD3 as TRANSFORMER
+from pipelines.recipes.ldm import vae
+from pipelines.recipes.t5 import T5
+from pipelines.samplers import FlowLevels, NoiseLevels
+from pipelines.samplers.flow import TRAINING_STEPS, fixed
+from pipelines.types import ModelInfo
+
+SHIFT = 3.0
+LAST = SHIFT / TRAINING_STEPS / (1 + (SHIFT - 1) / TRAINING_STEPS)
+"""The published scheduler's steps end at the lowest level that is already shifted, and are shifted then."""
+T5_TOKENS = 256
+CLIP_G_PAD = 0
+
+
+class SD3(FlowModel):
+    """A weight in the prompt multiplies the features of its words, in all three encoders."""
+
+    levels: NoiseLevels = FlowLevels(fixed(SHIFT), last=LAST)
+
+    def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
+        super().__init__(parts, device)
+
+    def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond:
+        """[prompts, 77 + 256, T5's width]: CLIP's features side by side, filled up with zeros, then T5's."""
+        little, pooled = clip_states(self.parts["text_encoder"], prompts, self.device)
+        big, pooled_big = clip_states(self.parts["text_encoder_2"], prompts, self.device, pad=CLIP_G_PAD)
+        clip = torch.cat([little, big], -1)
+        width = self.transformer.config.joint_attention_dim
+        if "text_encoder_3" in self.parts:
+            t5 = t5_features(self.parts["text_encoder_3"], prompts, T5_TOKENS, self.device)
+        else:  # it was left out now and then in training: Esser et al. 2024, section 5.3.1
+            t5 = torch.zeros(len(clip), T5_TOKENS, width, device=self.device)
+        clip = functional.pad(clip, (0, width - clip.shape[-1]))
+        return Cond(torch.cat([clip, t5.to(clip.dtype)], 1), torch.cat([pooled, pooled_big], -1))
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        dtype = self.parts["transformer"].dtype
+        output: Tensor = self.transformer(
+            hidden_states=x.to(dtype),
+            timestep=sigma * TRAINING_STEPS,
+            encoder_hidden_states=cond.tokens.to(dtype),
+            pooled_projections=None if cond.pooled is None else cond.pooled.to(dtype),
+            return_dict=False,
+        )[0]
+        return output
+
+
+SD3_FAMILY = Family(
+    {
+        "transformer": TRANSFORMER,
+        "text_encoder": clip(("text_encoders.clip_l.transformer.", ""), projected=True),
+        "text_encoder_2": clip(("text_encoders.clip_g.transformer.", ""), projected=True),
+        "text_encoder_3": T5,
+        "vae": vae(1.5305, 0.0609),
+    },
+    SD3,
+    frozenset({"text_encoder_3"}),
+)

@@ -1,0 +1,126 @@
+"""What the families with a U-Net share (SD 1, SD 2, SDXL): noise levels, guidance of the network, pictures."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from pipelines.errors import BadModel, PipelineError
+from pipelines.families.base import Cond
+from pipelines.loading import load_parts, read_config
+from pipelines.parts import Config, Part, Recipe
+from pipelines.prompt import Span
+from pipelines.samplers import NoiseLevels
+from pipelines.types import ModelInfo
+
+PREDICTIONS = ("epsilon", "v_prediction")
+
+SCHEDULE: Config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+"""Of all models in the makers' layout, which holds no schedule: Rombach et al. 2022."""
+
+EXTRA = {0: "", 5: "inpaint", 4: "pix2pix"}
+"""Channels beside the latent that a U-Net takes -> what it is for: a mask and a latent, or a latent alone."""
+
+
+class UNetModel(ABC):
+    RECIPES: ClassVar[Mapping[str, Recipe]]
+    SIZED: ClassVar[bool] = False
+    """Whether the network is told sizes and a pooled prompt, as SDXL's is."""
+
+    def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
+        self.parts, self.device = parts, device
+        self.unet = cast(Any, parts["unet"].module)
+        self.vae = cast(Any, parts["vae"].module)
+        schedule = self.schedule(info.path)
+        self.levels = NoiseLevels.of_config(schedule)
+        self.prediction: str = info.prediction or schedule.get("prediction_type", "epsilon")
+        self.kind = self._kind()
+        self._blank: Tensor | None = None
+        if self.prediction not in PREDICTIONS:
+            raise BadModel(f"The model predicts {self.prediction!r}; {' and '.join(PREDICTIONS)} are known.")
+        if (self.unet.config.addition_embed_type == "text_time") != self.SIZED:
+            raise BadModel(f"The U-Net of {info.name} is not of the family {info.family}.")
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device, family: str = "") -> Self:
+        """One model by itself, in full precision: for tests and benchmarks. Workers have a manager for that."""
+        info = ModelInfo(name=path.name, family=family, path=path, size_bytes=0)
+        return cls(load_parts(cls.RECIPES, info, device, FullPrecision()), info, device)
+
+    def schedule(self, path: Path) -> Config:
+        """As a folder in diffusers' layout says it; the usual one for single files."""
+        return read_config(path / "scheduler" / "scheduler_config.json") if path.is_dir() else SCHEDULE
+
+    def _kind(self) -> str:
+        extra = self.unet.config.in_channels - self.vae.config.latent_channels
+        if extra not in EXTRA:
+            raise BadModel(
+                f"The model's U-Net takes {self.unet.config.in_channels} channels beside a VAE of "
+                f"{self.vae.config.latent_channels}: such models, as those that follow a depth map, cannot be run."
+            )
+        return EXTRA[extra]
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond: ...
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        return (self.vae.config.latent_channels, height // self.scale, width // self.scale)
+
+    @property
+    def scale(self) -> int:
+        """Pixels of a picture to one of its latent, along a side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def predict(self, x: Tensor, sigma: float, cond: Cond) -> Tensor:
+        """Karras et al. 2022, equation 7, with c_skip and c_out of what the model was trained to predict."""
+        shrink = 1 / math.sqrt(sigma**2 + 1)
+        step = torch.full((len(x),), self.levels.step(sigma), device=self.device)
+        seen = self._beside(x * shrink).to(self.parts["unet"].dtype)
+        output: Tensor = self.unet(seen, step, return_dict=False, **self.told(x, cond))[0].float()
+        if self.prediction == "v_prediction":  # v = alpha noise - sigma x0, Salimans and Ho 2022, appendix D
+            return x * shrink**2 - output * (sigma * shrink)
+        return x - output * sigma
+
+    def told(self, x: Tensor, cond: Cond) -> dict[str, Any]:
+        """What the network takes beside the latents and the step."""
+        return {"encoder_hidden_states": cond.tokens}
+
+    def _beside(self, x: Tensor) -> Tensor:
+        """Where there is no picture to start from, a model for inpainting is to paint everything: on grey, mask 1."""
+        if self.kind == "pix2pix":
+            raise PipelineError(
+                "This model changes a picture as it is told to (InstructPix2Pix): give it one to start from. "
+                "To draw from text alone, choose another model."
+            )
+        if self.kind != "inpaint":
+            return x
+        height, width = x.shape[-2:]
+        if self._blank is None or self._blank.shape[-2:] != x.shape[-2:]:
+            grey = self.to_latent(torch.full((1, 3, height * self.scale, width * self.scale), 0.5))
+            self._blank = torch.cat([torch.ones_like(grey[:, :1]), grey], 1)
+        return torch.cat([x, self._blank.to(x).expand(len(x), -1, -1, -1)], 1)
+
+    def to_latent(self, pixels: Tensor) -> Tensor:
+        pixels = (pixels * 2 - 1).to(self.device, self.parts["vae"].dtype)
+        latent: Tensor = self.vae.encode(pixels).latent_dist.mode().float() * self.vae.config.scaling_factor
+        return latent
+
+    def decode(self, latent: Tensor) -> PIL.Image.Image:
+        scaled = (latent / self.vae.config.scaling_factor).to(self.device, self.parts["vae"].dtype)
+        pixels = self.vae.decode(scaled[None], return_dict=False)[0][0].float()
+        if not pixels.isfinite().all():
+            raise PipelineError(
+                "The picture came out as invalid numbers (NaN). Lower the CFG scale and the weights in the prompt; "
+                "if it stays so, the model's files are damaged or need full precision."
+            )
+        levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return PIL.Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+class FullPrecision:
+    text_encoder = unet = vae = torch.float32
