@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -82,3 +83,15 @@ def write(target: Path, specs: Mapping[str, Spec], tensors: Iterable[Tensor], me
         raise PipelineError(f"{target.name} could not be written: {error.strerror or error}.") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """`python -m pipelines.convert FILE`: prints where the new file lies, or on stderr why there is none."""
+    try:
+        sys.stdout.write(f"{to_safetensors(Path(sys.argv[1]))}\n")
+    except PipelineError as error:
+        raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

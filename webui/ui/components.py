@@ -1,12 +1,15 @@
 """Widgets as the pages use them, and what every page is given. Factories: Gradio writes .pyi files for subclasses."""
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from pipelines.errors import PipelineError
+from pipelines.types import GenerationRequest, ModelInfo
 from webui.i18n import t
 from webui.studio import Studio
 
@@ -28,6 +31,22 @@ class Shell:
     tabs: gr.Tabs
     model: gr.Dropdown
     status: gr.HTML
+    form: dict[str, Any] = field(default_factory=dict)
+    """The widgets of the Generate page, by the request's fields; filled in when that page is made."""
+
+
+def native(shell: Shell, name: str | None) -> tuple[int, int, float]:
+    """The size and the guidance that this model likes best: they are shown, never applied behind one's back."""
+    models: dict[str, ModelInfo] = {info.name: info for info in shell.studio.models()}
+    model = models.get(name or shell.model.value or "")
+    return (model.width, model.height, model.cfg_scale) if model else (512, 512, GenerationRequest().cfg_scale)
+
+
+async def chosen(shell: Shell, name: str) -> tuple[int, int, float]:
+    """A checkpoint was picked: the worker may load it while the prompt is still being typed."""
+    with contextlib.suppress(PipelineError):  # a part is missing: the plan below the form says so
+        shell.studio.hint(name)
+    return native(shell, name)
 
 
 def asset(name: str) -> str:

@@ -1,6 +1,5 @@
 """The page that makes pictures. Inputs are named after GenerationRequest's fields: none is matched by position."""
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,9 +10,22 @@ from pydantic import ValidationError
 
 from pipelines import infotext
 from pipelines.errors import PipelineError
-from pipelines.types import GenerationRequest, Kind, ModelInfo
+from pipelines.types import GenerationRequest, Kind
 from webui.i18n import t
-from webui.ui.components import MAY_FAIL, QUIET, Shell, choice, number, script, slider, small_button, sorry, text
+from webui.ui.components import (
+    MAY_FAIL,
+    QUIET,
+    Shell,
+    choice,
+    chosen,
+    native,
+    number,
+    script,
+    slider,
+    small_button,
+    sorry,
+    text,
+)
 
 DEFAULTS = GenerationRequest(prompt="a castle, 3d render")
 """What the form holds at the very first visit; the prompt is something that the starter model draws well."""
@@ -36,7 +48,7 @@ def page(shell: Shell) -> None:
 
 
 def _form(shell: Shell) -> dict[str, gr.components.Component]:
-    width, height, cfg_scale = _native(shell, DEFAULTS.model)
+    width, height, cfg_scale = native(shell, DEFAULTS.model)
     fields: dict[str, gr.components.Component] = {"model": shell.model}
     with gr.Column(scale=0, elem_id="txt2img_prompt_row"):  # apart, so that phones can keep it above the thumb
         fields["prompt"] = text("prompt", 3, DEFAULTS.prompt, elem_id="txt2img_prompt")
@@ -65,30 +77,17 @@ def _form(shell: Shell) -> dict[str, gr.components.Component]:
         fields["vae"] = choice("vae", VAES, DEFAULTS.vae, elem_id="setting_sd_vae")
         fields["text_encoders"] = choice("text_encoders", [], [], multiselect=True, elem_id="setting_text_encoders")
 
+    shell.form.update(fields)
     sides = [fields["width"], fields["height"]]
     swap.click(None, sides, sides, js="(width, height) => [height, width]", **QUIET)
     randomise.click(None, None, fields["seed"], js="() => -1", **QUIET)
     reuse.click(None, fields["seed"], fields["seed"], js="(seed) => inkstone.seed() ?? seed", **QUIET)
-    shell.model.input(partial(_chosen, shell), shell.model, [*sides, fields["cfg_scale"]], **QUIET)
+    shell.model.input(partial(chosen, shell), shell.model, [*sides, fields["cfg_scale"]], **QUIET)
     return fields
 
 
 VAES = ("Automatic", "None")
 SIDE: dict[str, Any] = {"minimum": 64, "maximum": 4096, "step": 8, "min_width": 96}
-
-
-async def _chosen(shell: Shell, name: str) -> tuple[int, int, float]:
-    """A checkpoint was picked: the worker may load it while the prompt is still being typed."""
-    with contextlib.suppress(PipelineError):  # a part is missing: the plan below the form says so
-        shell.studio.hint(name)
-    return _native(shell, name)
-
-
-def _native(shell: Shell, name: str | None) -> tuple[int, int, float]:
-    """The size and the guidance that this model likes best: they are shown, never applied behind one's back."""
-    models: dict[str, ModelInfo] = {info.name: info for info in shell.studio.models()}
-    model = models.get(name or shell.model.value or "")
-    return (model.width, model.height, model.cfg_scale) if model else (512, 512, DEFAULTS.cfg_scale)
 
 
 def _submitter(shell: Shell, fields: Mapping[str, Any]) -> Callable[[Values], Any]:

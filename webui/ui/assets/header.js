@@ -48,7 +48,7 @@
       pill.title = facts(worker);
       if (words.textContent !== sentence) words.textContent = sentence;
       queue.textContent = queued ? t("waiting", { n: queued }) : "";
-      const choices = JSON.stringify([worker?.capabilities?.samplers, worker?.capabilities?.schedules]);
+      const choices = JSON.stringify([worker?.capabilities?.samplers, worker?.capabilities?.schedules, live.store.models]);
       if (worker?.capabilities && choices !== known) { known = choices; greeted(); }
     });
   };
