@@ -151,7 +151,7 @@ def _best(need: Need, info: ModelInfo, others: Iterable[ModelInfo]) -> ModelInfo
     """One that lies beside it first, then the usual name, then what comes first."""
     fitting = [file for file in others if file.kind == need.kind and _suits(need, info, file)]
     if need.kind == Kind.VAE:
-        fitting = [file for file in fitting if not _says_other(info.family, file.name)]
+        fitting = [file for file in fitting if not _says_other(info.family, file)]
 
     def rank(file: ModelInfo) -> tuple[bool, bool, bool]:
         beside = file.path.parent == info.path.parent
@@ -159,6 +159,9 @@ def _best(need: Need, info: ModelInfo, others: Iterable[ModelInfo]) -> ModelInfo
 
     return min(fitting, key=rank, default=None)
 
+
+SD1_WORDS = ("mse", "ema", "840000", "560000", "kl-f8", "nai", "anything", "sd1", "v1-5", "v1.5")
+"""In the names of VAEs for SD 1, which have the shapes of SDXL's."""
 
 SAYS: Mapping[str, frozenset[str]] = {
     "sd3": frozenset({"sd3", "sd35"}),
@@ -168,8 +171,10 @@ SAYS: Mapping[str, frozenset[str]] = {
 """Words in the names of VAEs of 16 channels. SD3's and Flux's differ in their numbers alone, so names have to tell."""
 
 
-def _says_other(family: str, name: str) -> bool:
-    words = set(re.split(r"[^a-z0-9]+", _stem(name)))
+def _says_other(family: str, file: ModelInfo) -> bool:
+    if family == "sdxl":
+        return file.family != "sdxl" and any(word in _stem(file.name) for word in SD1_WORDS)
+    words = set(re.split(r"[^a-z0-9]+", _stem(file.name)))
     mine = SAYS.get(family, frozenset())
     return bool(mine) and not words & mine and any(words & theirs for theirs in SAYS.values())
 

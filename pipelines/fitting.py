@@ -1,6 +1,7 @@
 """Fits each job into memory: asks the planner, puts its plan into force, and learns when memory runs out after all."""
 
 import logging
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -53,10 +54,12 @@ class Fitter:
         self._residency: Residency | None = None
         self._parts: dict[str, Part] = {}
         self._sizes: dict[str, PartSize] = {}
+        self._lock = threading.RLock()  # a model may be loaded ahead in another thread
 
     def free_bytes(self) -> int:
         """For models and pictures: what holds this fitter's own weights now can be used again."""
-        held = self._residency.resident_bytes if self._residency else 0
+        with self._lock:
+            held = self._residency.resident_bytes if self._residency else 0
         return free_bytes(self.device, self.choices.vram_gb) + held
 
     def plan(self, model: LoadedModel, info: ModelInfo, task: GenerationRequest) -> Plan:
@@ -99,27 +102,30 @@ class Fitter:
 
     def clear(self) -> None:
         """Everything off the device."""
-        if self._residency is not None:
-            self._residency.undo()
-        self._residency, self._parts = None, {}
+        with self._lock:
+            if self._residency is not None:
+                self._residency.undo()
+            self._residency, self._parts = None, {}
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def release(self, part: Part) -> None:
         """This part is about to lose its weights."""
-        self._sizes.pop(part.key, None)
-        if any(held is part for held in self._parts.values()):
-            self.clear()
+        with self._lock:
+            self._sizes.pop(part.key, None)
+            if any(held is part for held in self._parts.values()):
+                self.clear()
 
     def _in_force(self, parts: Mapping[str, Part], plan: Plan) -> Residency:
-        held = self._residency
-        same = held is not None and self._parts == dict(parts) and _alike(held.plan, plan)
-        if held is None or not same:
-            self.clear()
-            held = self._residency = apply(parts, plan, self.device)
-            self._parts = dict(parts)
-            log.info("Weights: %s (about %.1f GB at most)", plan, plan.need_bytes / 2**30)
-        return held
+        with self._lock:
+            held = self._residency
+            same = held is not None and self._parts == dict(parts) and _alike(held.plan, plan)
+            if held is None or not same:
+                self.clear()
+                held = self._residency = apply(parts, plan, self.device)
+                self._parts = dict(parts)
+                log.info("Weights: %s (about %.1f GB at most)", plan, plan.need_bytes / 2**30)
+            return held
 
     def _size(self, part: Part) -> PartSize:
         """Walking all layers takes milliseconds. The format may have changed since the last time."""

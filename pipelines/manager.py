@@ -20,7 +20,7 @@ from torch import Tensor
 from pipelines.arena import fits
 from pipelines.device import device_name
 from pipelines.engine import OnStatus
-from pipelines.errors import BadModel
+from pipelines.errors import BadModel, ModelNotFound
 from pipelines.families import FAMILIES, VARIANTS, Row
 from pipelines.families.base import LoadedModel
 from pipelines.loading import Draft, Opened, content, drafts, emptied, fill, stamps
@@ -88,11 +88,14 @@ class ModelManager:
         self._contents: dict[tuple[str, Stamp], str] = {}
         self._lock = threading.Lock()  # of the two tables; never held for long
         self._loading = threading.Lock()  # one load at a time
+        self._wanted = 0
 
     def get(self, info: ModelInfo, report: OnStatus, wish: Wish = lambda: None) -> LoadedModel:
         """The model, loaded if need be. Nobody keeps it from being replaced by the next one that is asked for."""
-        with self.use(info, report, wish) as model:
-            return model
+        found = self._taken(info, report, wish)
+        with self._lock:
+            found.users -= 1
+        return found.model
 
     @contextmanager
     def use(self, info: ModelInfo, report: OnStatus, wish: Wish = lambda: None) -> Generator[LoadedModel, None, None]:
@@ -100,12 +103,23 @@ class ModelManager:
 
         `report` hears of a load before, during and after it. Raises PipelineError, and LoadStopped by `wish`.
         """
-        found = self._taken(info, report, wish)
+        with self._lock:
+            self._wanted += 1
+        try:
+            found = self._taken(info, report, wish)
+        finally:
+            with self._lock:
+                self._wanted -= 1
         try:
             yield found.model
         finally:
             with self._lock:
                 found.users -= 1
+
+    @property
+    def wanted(self) -> bool:
+        """A job waits for a model: what is loaded ahead may wait."""
+        return self._wanted > 0
 
     def loaded(self) -> tuple[str, ...]:
         """Names of the models in memory, the last used first."""
@@ -209,7 +223,10 @@ class ModelManager:
 
     def _is_outdated(self, key: Key) -> bool:
         """Its file has been replaced: nobody can ask for it any more."""
-        return key != _key(self._loaded[key].info)
+        try:
+            return key != _key(self._loaded[key].info)
+        except ModelNotFound:
+            return True
 
     def _let_go(self, key: Key, shared: Iterable[Part]) -> list[Tensor]:
         gone = self._loaded.pop(key)

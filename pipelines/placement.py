@@ -62,7 +62,7 @@ class Seat:
         known: dict[int, int] = {}
         home = {tensor.data_ptr() for leaf in self._leaves.values() for tensor in leaf.at_home()}
         for leaf in self._leaves.values():
-            tensors = [tensor for held in leaf.held.values() for tensor in held]
+            tensors = [tensor for held in tuple(leaf.held.values()) for tensor in held]
             if leaf.name not in self._streams and not leaf.held:
                 tensors += [value for value in leaf.module._parameters.values() if value is not None]
             tensors += [value for value in leaf.module._buffers.values() if value is not None]

@@ -93,8 +93,8 @@ class ProcessEngine:
             if self.status.state == WorkerState.STARTING:
                 self._tell(self.status)  # else the page goes on saying how the last one ended
             try:
-                # "cold": the one before died before it was ready, perhaps of the model that it warmed
-                self._child = Child(self._boot, {**self._settings, "cold": failures > 0})
+                # "cold": the one before died, perhaps of the model that it warmed; and its job knows its own
+                self._child = Child(self._boot, {**self._settings, "cold": self._child is not None})
             except OSError as error:  # no memory, no process, no file handle is left
                 self._tell(WorkerStatus(state=WorkerState.FAILED, detail=f"The worker cannot be started: {error}"))
             else:

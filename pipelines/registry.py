@@ -21,6 +21,9 @@ from pipelines.walk import Entry, Walk, readable
 
 log = logging.getLogger(__name__)
 
+TELL_SECONDS = 30.0
+"""So often are new sums told of while many are computed."""
+
 YOUNG_NS = 5 * 10**9
 """A broken file that changed so lately is probably still being written: it is looked at again with every scan."""
 
@@ -147,12 +150,17 @@ class Registry:
         if not self._hashing.acquire(blocking=False):
             return
         try:
+            told = time.monotonic()
             entries = sorted(self._entries.values(), key=lambda pair: pair[0].mtime_ns, reverse=True)
             for entry, found in entries:
                 if found.kind in (Kind.BROKEN, Kind.UNKNOWN) or _key(entry) in self._sums:
                     continue
                 if not self._hash(entry, stop or threading.Event()):
                     return
+                if time.monotonic() - told > TELL_SECONDS:  # who listens reads the whole list again
+                    told = time.monotonic()
+                    self.on_change()
+            self.on_change()
         finally:
             self._hashing.release()
 
@@ -174,7 +182,6 @@ class Registry:
             self._models = tuple(
                 info.model_copy(update={"sha256": digest}) if info.path == path else info for info in self._models
             )
-        self.on_change()
         return True
 
     # Looking up

@@ -91,15 +91,23 @@ class Session:
     def warm(self, report: OnStatus) -> None:
         """A model that cannot be loaded is no reason to stop: its first job will say what is wrong."""
         info, self._to_warm = self._to_warm, None
-        if info is not None:
-            self._ahead(info, lambda: self._warm(info, report))
+        if info is None:
+            return
+
+        def loading(status: WorkerStatus) -> None:
+            if status.state != WorkerState.READY:  # it is ready when the preview is, too
+                report(status)
+
+        self._ahead(info, lambda: self._warm(info, loading))
+        report(self.status())
 
     def hint(self, model: ModelInfo, wish: Wish, report: OnStatus) -> None:
         """Loads the model beside the running job if there is room for both; else its files are read ahead."""
 
         def load() -> None:
             if self._models.room_for(model):
-                self._models.get(model, self._teller(report), wish)
+                patient = lambda: Interrupt.STOP if self._models.wanted else wish()  # noqa: E731
+                self._models.get(model, self._teller(report), patient)
             else:
                 read_ahead(model)
 

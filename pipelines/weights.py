@@ -38,7 +38,7 @@ METADATA = (
 """What trainers leave beside the weights. It is dropped: these names stand for `Dropped`, not for what they say."""
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-VARIANTS = ("", ".fp16", ".bf16")
+VARIANTS = ("", ".fp32", ".fp16", ".bf16")
 """How diffusers and transformers name the weights of one network in its folder."""
 
 DTYPES = {

@@ -18,6 +18,7 @@ from pipelines.errors import BadModel
 from pipelines.families import flux, flux2, qwen, sd3, zimage
 from pipelines.families.base import Cond
 from pipelines.families.flow import PaddedCond, from_patches, patches
+from pipelines.fitting import rows
 from pipelines.generate import Batch, encode, generate
 from pipelines.parts import Family, Part, Recipe
 from pipelines.prompt import parse
@@ -126,6 +127,17 @@ def test_odd_sizes_have_their_size(model: Any) -> None:
     request = asked(width=72, height=104, steps=1)
     pictures = dict(generate(request, model, encode(request, model), Batch(range(1), (0,)), lambda i, x0: None))
     assert pictures[0].size == (72, 104)
+
+
+@torch.inference_mode()
+def test_two_passes_are_one(model: Any) -> None:
+    """Where memory is short, prompt and negative prompt go one after another: each still padded for the longer one."""
+    both = model.encode([parse(f"{PROMPT}, on a hill behind the old house"), parse("")])
+    noise = ImageNoise(model.latent_shape(WIDTH, HEIGHT), [1], CPU)()
+    whole = model.predict(torch.cat([noise, noise]), 0.8, both)
+    for row in (0, 1):
+        alone = model.predict(noise, 0.8, rows(both, slice(row, row + 1)))
+        torch.testing.assert_close(alone, whole[row : row + 1], atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()

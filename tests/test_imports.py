@@ -21,11 +21,14 @@ def test_the_command_itself_is_light() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["pipelines.engine", "pipelines.process_engine", "pipelines.registry", "pipelines.infotext", "pipelines.prompt"],
+    [
+        *("pipelines.engine", "pipelines.process_engine", "pipelines.registry", "pipelines.watcher"),
+        *("pipelines.memory", "pipelines.infotext", "pipelines.prompt"),
+    ],
 )
 def test_the_light_half_of_pipelines(module: str) -> None:
     assert not loaded_by(f"import {module}") & {*HEAVY, "numpy", "gradio"}
 
 
 def test_the_web_side_loads_no_torch() -> None:
-    assert not loaded_by("import webui.studio, webui.api, webui.ui, extensions.loader") & set(HEAVY)
+    assert not loaded_by("import webui.studio, webui.downloads, webui.api, webui.ui, extensions.loader") & set(HEAVY)

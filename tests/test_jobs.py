@@ -206,3 +206,18 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
         Store(path)
     monkeypatch.undo()
     assert len(Store(path).recent()) == 1
+
+
+def test_a_blocked_job_waits_again_when_it_is_tried_again(store: Store) -> None:
+    job = store.add(TASK, MODEL, awaits=7)
+    assert (job.state, job.awaits) == (JobState.BLOCKED, 7)
+    assert store.claim() is None
+    store.failed(job.id, "ModelNotFound", "gone")
+    again = store.retry(job.id)
+    assert again
+    assert again.state == JobState.BLOCKED, "its model is still only a name"
+    store.unblock(job.id, TASK, MODEL)
+    claimed = store.claim()
+    assert claimed
+    assert (claimed.id, claimed.awaits) == (job.id, None)
+    assert store.types() == ["blocked", "failed", "blocked", "queued", "started"]

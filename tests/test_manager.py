@@ -333,3 +333,33 @@ def test_every_family_can_be_looked_up() -> None:
 
     for row in (*FAMILIES.values(), *VARIANTS.values()):
         assert isinstance(row(), Family)
+
+
+def test_a_companion_that_is_gone_is_in_nobodys_way(folder: Path, tmp_path: Path) -> None:
+    """The entry with it can never be asked for again, and must not keep its checkpoint from being loaded."""
+    alone = tmp_path / "a.safetensors"
+    alone.write_bytes((folder / "a.safetensors").read_bytes())
+    vae = tmp_path / "vae.safetensors"
+    vae.write_bytes((folder / "b.safetensors").read_bytes())
+    manager = ModelManager(CPU, budget_bytes=EVERYTHING)
+    with_it = info(alone, companions={"vae": info(vae)})
+    manager.get(with_it, quiet)
+    vae.unlink()
+    with pytest.raises(ModelNotFound, match=r"vae\.safetensors"):
+        manager.get(with_it, quiet)
+    assert manager.get(info(alone), quiet)
+
+
+def test_a_job_goes_before_what_is_loaded_ahead(folder: Path) -> None:
+    manager = ModelManager(CPU, budget_bytes=EVERYTHING)
+    seen: list[bool] = []
+
+    def wish() -> Interrupt | None:
+        seen.append(manager.wanted)
+        return None
+
+    manager.get(of(folder, "a"), quiet, wish)
+    assert not any(seen), "what is loaded ahead is not waited for"
+    with manager.use(of(folder, "b"), quiet, wish):
+        assert any(seen)
+    assert not manager.wanted

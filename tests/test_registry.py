@@ -501,6 +501,18 @@ def test_a_whole_checkpoint_needs_nothing(tmp_path: Path) -> None:
     assert chosen(found, "b") == {}
 
 
+def test_a_vae_of_sd1_is_not_taken_for_sdxl_by_itself(tmp_path: Path) -> None:
+    """Both have the same shapes, but the numbers of one are noise to the other."""
+    unet = {name: shape for name, shape in SDXL.items() if not name.startswith("first_stage_model.")}
+    save(tmp_path / "bare.safetensors", unet)
+    save(tmp_path / "VAE" / "vae-ft-mse-840000-ema-pruned.safetensors", VAE4)
+    with pytest.raises(ModelNotFound, match="VAE"):
+        chosen(registry(tmp_path), "bare")
+    assert chosen(registry(tmp_path), "bare", "vae-ft-mse-840000-ema-pruned")["vae"], "who asks for it gets it"
+    save(tmp_path / "VAE" / "sdxl_vae.safetensors", VAE4)
+    assert chosen(registry(tmp_path), "bare")["vae"] == "sdxl_vae.safetensors"
+
+
 def test_what_a_transformer_lacks_is_chosen_by_kind(tmp_path: Path) -> None:
     save(tmp_path / "unet" / "flux1-dev.safetensors", FLUX, "BF16")
     save(tmp_path / "unet" / "z.safetensors", Z_IMAGE, "BF16")

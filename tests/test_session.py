@@ -504,3 +504,12 @@ def test_the_worker_tells_of_its_memory(worker: Worker) -> None:
     assert status.capabilities is not None
     assert status.capabilities.dtypes == {"text_encoder": "float32", "unet": "float32", "vae": "float32"}
     assert status.capabilities.attentions["SDPA"] == ""
+
+
+def test_a_warm_up_whose_files_are_gone_still_ends_ready(tiny: Path, tmp_path: Path) -> None:
+    """Else the queue would wait for ever."""
+    gone = info(tiny).model_copy(update={"companions": {"vae": info(tiny).model_copy(update={"path": tmp_path / "x"})}})
+    session = Session(ModelManager(CPU), CPU, warm=gone)
+    said: list[WorkerStatus] = []
+    session.warm(said.append)
+    assert said[-1].state == WorkerState.READY

@@ -41,6 +41,7 @@ MIGRATIONS = (
     """,
     """
     ALTER TABLE jobs ADD COLUMN checkpoint TEXT NOT NULL DEFAULT '';  -- path: jobs of one checkpoint run together
+    ALTER TABLE jobs ADD COLUMN awaits INTEGER;                       -- a blocked job: the download that it waits for
     ALTER TABLE jobs ADD COLUMN notes TEXT NOT NULL DEFAULT '[]';     -- what was done in another way than asked, JSON
     """,
     """

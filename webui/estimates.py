@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from pipelines import memory
 from pipelines.memory import Load, PartSize, Plan, Room, Wish
-from pipelines.types import Capabilities, Frozen, GenerationRequest, ModelInfo, Task
+from pipelines.types import Capabilities, Frozen, GenerationRequest, ModelInfo, Task, WorkerStatus
 from webui.db import Database
 
 LOOK_BACK = 20
@@ -35,9 +35,10 @@ def estimate(
     request: GenerationRequest,
     model: ModelInfo,
     capabilities: Capabilities | None,
-    free_bytes: int | None,
+    worker: WorkerStatus,
 ) -> Estimate:
-    """`request` and `model` as they would be frozen in a job; `free_bytes` as the worker said last."""
+    """`request` and `model` as they would be frozen in a job; free memory as the worker said last."""
+    free_bytes = worker.free_bytes
     plan = None
     if capabilities is not None and free_bytes is not None:
         guided = request.cfg_scale != 1
@@ -50,7 +51,13 @@ def estimate(
             guided=guided,
         )
         wish = Wish(placement=capabilities.placement, storage=capabilities.storage)
-        plan = memory.plan(load, Room(free_bytes=free_bytes, host=capabilities.device == "cpu"), wish)
+        host = capabilities.device == "cpu"
+        if host and model.name not in worker.loaded:  # there the weights come out of the same memory
+            held = sum(part.size_bytes for part in load.parts.values())
+            plan = memory.plan(load, Room(free_bytes=free_bytes - held, host=True), wish)
+            plan = plan.model_copy(update={"need_bytes": plan.need_bytes + held})
+        else:
+            plan = memory.plan(load, Room(free_bytes=free_bytes, host=host), wish)
     return Estimate(
         plan=plan,
         need_bytes=plan.need_bytes if plan else None,

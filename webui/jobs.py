@@ -46,6 +46,8 @@ class Job(Frozen):
     attempts: int
     error: str | None
     message: str | None
+    awaits: int | None = None
+    """Of a blocked job: the download that it waits for."""
     notes: tuple[str, ...] = ()
     pictures: tuple[PictureInfo, ...] = ()
 
@@ -56,15 +58,18 @@ class JobStore:
     def __init__(self, db: Database, events: EventLog) -> None:
         self._db, self._events = db, events
 
-    def add(self, task: Task, model: ModelInfo, state: JobState = JobState.QUEUED) -> Job:
-        """`state`: blocked, if the model has still to arrive; it is then only a name."""
+    def add(self, task: Task, model: ModelInfo, awaits: int | None = None) -> Job:
+        """`awaits`: the download that has still to bring the model, which is then only a name."""
+        state = JobState.QUEUED if awaits is None else JobState.BLOCKED
         with self._db.transaction():
             row = self._db.execute(
-                "INSERT INTO jobs (state, task, model, checkpoint, created) VALUES (?, ?, ?, ?, ?) RETURNING *",
+                "INSERT INTO jobs (state, task, model, checkpoint, awaits, created)"
+                " VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
                 state,
                 task.model_dump_json(exclude_unset=state == JobState.BLOCKED),  # what is open stays open
                 model.model_dump_json(),
                 str(model.path),
+                awaits,
                 time.time(),
             )[0]
             units = ((row["id"], unit, task.seed_of(unit)) for unit in range(task.units))
@@ -72,11 +77,15 @@ class JobStore:
             self._events.append(EVENT_OF[state], row["id"])
         return _job(row, task, model, ())
 
+    def keep_waiting(self, job: int, awaits: int) -> None:
+        """For another download."""
+        self._db.execute("UPDATE jobs SET awaits = ? WHERE id = ? AND state = 'blocked'", awaits, job)
+
     def unblock(self, job: int, task: Task, model: ModelInfo) -> None:
         """Its model has arrived: now the request is complete."""
         with self._db.transaction():
             if self._db.execute(
-                "UPDATE jobs SET state = 'queued', task = ?, model = ?, checkpoint = ?"
+                "UPDATE jobs SET state = 'queued', awaits = NULL, task = ?, model = ?, checkpoint = ?"
                 " WHERE id = ? AND state = 'blocked' RETURNING id",
                 task.model_dump_json(),
                 model.model_dump_json(),
@@ -183,12 +192,13 @@ class JobStore:
         """Queue an ended job again; only what is missing will be made. None if it has not ended."""
         with self._db.transaction():
             rows = self._db.execute(
-                "UPDATE jobs SET state = 'queued', attempts = 0, error = NULL, message = NULL, finished = NULL"
+                "UPDATE jobs SET state = iif(awaits IS NULL, 'queued', 'blocked'),"
+                " attempts = 0, error = NULL, message = NULL, finished = NULL"
                 " WHERE id = ? AND state IN ('failed', 'cancelled') RETURNING *",
                 job,
             )
             if rows:
-                self._events.append("queued", job)
+                self._events.append(EVENT_OF[rows[0]["state"]], job)
         return next(iter(self._with_pictures(rows)), None)
 
     def unfinished(self) -> list[int]:
@@ -266,6 +276,6 @@ class JobStore:
 
 
 def _job(row: Row, task: Task, model: ModelInfo, pictures: tuple[PictureInfo, ...]) -> Job:
-    kept = ("id", "state", "created", "started", "finished", "attempts", "error", "message")
+    kept = ("id", "state", "awaits", "created", "started", "finished", "attempts", "error", "message")
     notes = tuple(json.loads(row["notes"]))
     return Job(**{key: row[key] for key in kept}, task=task, model=model, notes=notes, pictures=pictures)

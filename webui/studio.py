@@ -5,15 +5,13 @@ import contextlib
 import logging
 import random
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from pipelines.engine import Engine
-from pipelines.errors import BadModel, ModelNotFound, PipelineError, UnknownChoice
+from pipelines.errors import ModelNotFound, PipelineError, UnknownChoice
 from pipelines.registry import Registry
 from pipelines.types import (
     SEED_LIMIT,
@@ -21,12 +19,13 @@ from pipelines.types import (
     Format,
     GenerationRequest,
     Interrupt,
+    Kind,
     ModelInfo,
     WorkerState,
     WorkerStatus,
 )
 from pipelines.watcher import Watcher
-from webui.config import HOME
+from webui.convert import converted
 from webui.db import Database
 from webui.downloads import DownloadInfo, Downloads, DownloadState
 from webui.estimates import Estimate, estimate
@@ -67,6 +66,8 @@ class Studio:
         self._runner = Runner(engine, self.jobs, self.events, outputs)
         self._watcher = Watcher(registry)
         self._told: tuple[str, str] = ("", "")
+        self._converting: set[Path] = set()
+        self._states: dict[int, DownloadState] = {}
 
     async def __aenter__(self) -> "Studio":
         self._loop = asyncio.get_running_loop()
@@ -131,10 +132,12 @@ class Studio:
         try:
             resolved, model = self.resolve(request)
         except ModelNotFound:
-            if (arriving := self._arriving(request.model)) is None:
+            if (awaited := self._on_its_way(request)) is None:
                 raise
-            awaited = ModelInfo(name=request.model, family="", path=Path(arriving.name), size_bytes=arriving.total or 0)
-            return self.jobs.add(_seeded(request), awaited, JobState.BLOCKED)
+            name = request.model or awaited.name
+            return self.jobs.add(
+                _seeded(request), ModelInfo(name=name, family="", path=Path(name), size_bytes=0), awaited.id
+            )
         job = self.jobs.add(resolved, model)
         self._db.remember("last_model", model.name)
         self._db.remember("warm", model.model_dump_json())  # what a new worker loads first
@@ -184,7 +187,7 @@ class Studio:
             raise NotNow(
                 f"Job {job_id} is {self.job(job_id).state}; only a failed or cancelled job can be tried again."
             )
-        self._runner.wake()
+        self._unblock()
         return job
 
     # Models
@@ -192,30 +195,31 @@ class Studio:
     def estimate(self, request: GenerationRequest) -> Estimate:
         """What this picture would need, before it is asked for."""
         resolved, model = self.resolve(request)
-        return estimate(self._db, resolved, model, self.capabilities, self.worker.free_bytes)
+        return estimate(self._db, resolved, model, self.capabilities, self.worker)
 
     def hint(self, name: str) -> None:
         """This checkpoint was chosen: the worker may load it before the first job asks for it."""
         model = self.registry.get(name)
         self.engine.hint(model.model_copy(update={"companions": self.registry.companions(model)}))
 
-    async def convert(self, name: str) -> ModelInfo:
+    async def convert(self, kind: Kind, name: str) -> ModelInfo:
         """A safetensors file beside a pickled one. In a process of its own: it needs torch, and memory for a while."""
-        info = next((each for each in self.registry.models() if each.name == name), None)
+        info = next((each for each in self.registry.all(kind) if each.name == name), None)
         if info is None:
-            raise ModelNotFound(f"There is no model file named {name!r}. Refresh the list.")
+            raise ModelNotFound(f"There is no {kind} file named {name!r}. Refresh the list.")
         if info.format != Format.PICKLE:
             raise NotNow(f"{info.name} is no pickle: there is nothing to convert.")
-        command = (sys.executable, "-m", "pipelines.convert", str(info.path))
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        output, errors = await process.communicate()
-        if process.returncode:
-            raise BadModel((errors.decode(errors="replace").strip() or "It could not be converted.").splitlines()[-1])
+        if info.path in self._converting:
+            raise NotNow(f"{info.name} is being converted already.")
+        self._converting.add(info.path)
+        try:
+            made = await converted(info.path)
+        finally:
+            self._converting.discard(info.path)
         await asyncio.to_thread(self.registry.scan)
-        made = Path(output.decode().strip().splitlines()[-1])
-        return next(each for each in self.registry.models() if each.path == made)
+        if found := next((each for each in self.registry.models() if each.path == made), None):
+            return found
+        raise NotNow(f"{made} was written, but a file of the same name in an earlier folder hides it.")
 
     def models_changed(self) -> None:
         """Files came or went: pages look again, jobs may have got what they waited for. Called in any thread."""
@@ -223,30 +227,53 @@ class Studio:
             self._loop.call_soon_threadsafe(self._look_again)
 
     def downloads_changed(self) -> None:
-        """Something is new in the list of downloads."""
-        self._unblock()
+        """Something is new in the list of downloads; mostly it is only how far they are."""
+        states = {each.id: each.state for each in self.downloads.snapshot()}
+        if states != self._states:
+            self._states = states
+            self._unblock()
         self.events.changed()
 
     # How it is done
 
     def _look_again(self) -> None:
         self.models_version += 1
-        self.downloads_changed()
+        self._unblock()
+        self.events.changed()
 
     def _unblock(self) -> None:
         """Queue the jobs whose model has arrived. One whose model will never come fails."""
         for job in self.jobs.blocked():
             try:
-                self.jobs.unblock(job.id, *self.resolve(job.task))
-            except PipelineError as error:
-                if self._arriving(job.task.model) is None:
+                awaited = self.downloads.get(job.awaits or 0)
+                if awaited.state not in (DownloadState.DONE, DownloadState.CANCELLED):
+                    continue  # also one that has failed: it can be resumed
+                self.jobs.unblock(job.id, *self.resolve(self._arrived(job.task, awaited)))
+            except ModelNotFound as error:
+                if other := self._on_its_way(job.task):
+                    self.jobs.keep_waiting(job.id, other.id)
+                else:
                     self.jobs.failed(job.id, type(error).__name__, str(error))
+            except PipelineError as error:
+                self.jobs.failed(job.id, type(error).__name__, str(error))
         self._runner.wake()
 
-    def _arriving(self, name: str) -> DownloadInfo | None:
-        """The download that may still bring this model: one that has failed can be resumed."""
-        found = self.downloads.waiting_for(name) if name else None
-        return None if found is None or found.state == DownloadState.CANCELLED else found
+    def _arrived(self, request: GenerationRequest, download: DownloadInfo) -> GenerationRequest:
+        """A job may have been queued under the address of its model: now the file has a name."""
+        try:
+            self.registry.get(request.model)
+        except ModelNotFound:
+            return request.model_copy(update={"model": download.name})
+        return request
+
+    def _on_its_way(self, request: GenerationRequest) -> DownloadInfo | None:
+        """The download that may bring what this request lacks: its checkpoint, or a VAE or text encoder of it."""
+        if (found := self.downloads.waiting_for(request.model)) or not request.model:
+            return found
+        with contextlib.suppress(ModelNotFound):
+            self.registry.get(request.model)
+            return next((each for each in self.downloads.snapshot() if _may_be_a_part(each)), None)
+        return None
 
     def _check_choices(self, request: GenerationRequest) -> None:
         """On the very first start the worker has not said yet what it can do; then it checks by itself."""
@@ -268,6 +295,11 @@ class Studio:
             except sqlite3.OperationalError:  # a full disk must not end the worker's keeper
                 log.exception("The worker's greeting cannot be kept")
         self.events.changed()
+
+
+def _may_be_a_part(download: DownloadInfo) -> bool:
+    running = (DownloadState.QUEUED, DownloadState.RUNNING, DownloadState.PAUSED)
+    return download.state in running and download.kind in (None, Kind.VAE, Kind.TEXT_ENCODER)
 
 
 def _seeded(request: GenerationRequest) -> GenerationRequest:

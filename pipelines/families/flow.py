@@ -34,8 +34,8 @@ class PaddedCond(Cond):
 
     @property
     def mask(self) -> Tensor | None:
-        """[rows, tokens], true where there is a token; None if all rows are of the same length."""
-        if len(set(self.lengths)) == 1:
+        """[rows, tokens], true where there is a token; None if all rows are full."""
+        if set(self.lengths) == {self.tokens.shape[1]}:
             return None
         places = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return places[None] < torch.tensor(self.lengths, device=self.tokens.device)[:, None]

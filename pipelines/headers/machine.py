@@ -74,6 +74,7 @@ ALLOWED = {
     "torch.Tensor",
     "torch.nn.parameter.Parameter",
     "torch.Size",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",  # a key in the trainer's notes of 2022
     "torch.device",
     "torch.serialization._get_layout",
     "torch.storage.TypedStorage",

@@ -27,8 +27,15 @@ class Wish(BaseModel):
 
 
 class Named(BaseModel):
-    """A model by its name, title or hash."""
+    """A checkpoint by its name, title or hash."""
 
+    name: str = Field(max_length=500)
+
+
+class Listed(BaseModel):
+    """A file as the list shows it: names are unique within a kind."""
+
+    kind: Kind
     name: str = Field(max_length=500)
 
 
@@ -64,9 +71,9 @@ def routes(studio: Studio) -> APIRouter:
         return kinds()
 
     @router.post("/models/convert")
-    async def convert(model: Named) -> ModelInfo:
+    async def convert(model: Listed) -> ModelInfo:
         """Write a .safetensors beside a .ckpt, .pt, .bin or .pth, which stays. The file is read as data only."""
-        return await studio.convert(model.name)
+        return await studio.convert(model.kind, model.name)
 
     @router.post("/models/hint", status_code=202)
     async def hint(model: Named) -> None:

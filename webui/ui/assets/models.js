@@ -115,7 +115,7 @@ window.inkstone.models = (element, use) => {
 
   const convert = (model, node) => attempt(async () => {
     node.disabled = true;
-    try { await request("POST", at("/api/v1/models/convert"), { name: model.name }); } finally { node.disabled = false; }
+    try { await request("POST", at("/api/v1/models/convert"), { kind: model.kind, name: model.name }); } finally { node.disabled = false; }
     await restart();
   });
   const line = (model) => {
