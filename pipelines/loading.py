@@ -3,8 +3,10 @@
 find a part's tensors -> read the sizes -> a module on `meta` -> compare names and shapes -> fill it
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -280,3 +282,13 @@ def load_parts(
     found = drafts(recipes, opened, device, dtypes)
     pages = opened.pages()
     return {part.source.part: fill(part, part.key(content(part, tick)), None, pages, tick) for part in found}
+
+
+def read_ahead(model: ModelInfo) -> None:
+    """Ask the system to have the files at hand, which it does beside everything else. Not all systems can."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    paths = [model.path, *(companion.path for companion in model.companions.values())]
+    for file in (file for path in paths for file in (path.rglob("*.safetensors") if path.is_dir() else [path])):
+        with contextlib.suppress(OSError), file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

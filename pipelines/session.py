@@ -1,9 +1,7 @@
 """One device at work: takes an assignment, sends events. Runs in a worker process, or inline in tests."""
 
-import contextlib
 import io
 import logging
-import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from pipelines.errors import OutOfMemory, PipelineError
 from pipelines.families.base import Cond, LoadedModel
 from pipelines.fitting import Fitted, Fitter
 from pipelines.generate import Batch, WrapDenoise, batches, encode, generate
+from pipelines.loading import read_ahead
 from pipelines.manager import LoadStopped, ModelManager
 from pipelines.memory import Plan
 from pipelines.preview import Previews
@@ -277,16 +276,6 @@ class Listener:
     def obey_stop(self) -> None:
         if self.stop():
             raise Interrupted(Interrupt.STOP)
-
-
-def read_ahead(model: ModelInfo) -> None:
-    """Ask the system to have the files at hand, which it does beside everything else. Not all systems can."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    paths = [model.path, *(companion.path for companion in model.companions.values())]
-    for file in (file for path in paths for file in (path.rglob("*.safetensors") if path.is_dir() else [path])):
-        with contextlib.suppress(OSError), file.open("rb") as opened:
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 @contextmanager

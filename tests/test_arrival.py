@@ -98,3 +98,36 @@ def test_a_job_whose_model_never_comes_fails_with_a_sentence(tmp_path: Path) -> 
             failed = finished(client, number)
             assert failed["state"] == "failed"
             assert "dream.safetensors" in failed["message"]
+
+
+@pytest.mark.slow
+def test_a_job_waits_for_the_vae_of_its_checkpoint(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from tests.tiny import boot
+
+    whole = load_file(save_checkpoint(tmp_path / "whole.safetensors", "sd1"))
+    inside = "first_stage_model."
+    (tmp_path / "models").mkdir()
+    save_file(
+        {name: tensor for name, tensor in whole.items() if not name.startswith(inside)},
+        tmp_path / "models" / "bare.safetensors",
+    )
+    vae = {name.removeprefix(inside): tensor for name, tensor in whole.items() if name.startswith(inside)}
+    save_file(vae, tmp_path / "some_vae.safetensors")
+    with stalling(tmp_path / "some_vae.safetensors") as (host, release):
+        settings = Settings(
+            data_dir=tmp_path, models_dir=tmp_path / "models", device="cpu", no_browser=True, download_hosts=(host,)
+        )
+        with TestClient(create_app(settings, InlineEngine(lambda: boot({}))), base_url=ADDRESS) as client:
+            request = {"model": "bare", "width": 64, "height": 64, "steps": 1}
+            refused = client.post("/api/v1/jobs", json=request)
+            assert refused.status_code == 422
+            assert "VAE" in refused.json()["error"]["message"]
+            client.post("/api/v1/downloads", json={"source": f"http://{host}/some_vae.safetensors"})
+            number = client.post("/api/v1/jobs", json=request).json()["id"]
+            assert job(client, number)["state"] == "blocked"
+            release()
+            done = finished(client, number)
+            assert done["state"] == "done", done
+            assert done["model"]["companions"]["vae"]["name"] == "some_vae.safetensors"

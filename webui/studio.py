@@ -25,9 +25,10 @@ from pipelines.types import (
     WorkerStatus,
 )
 from pipelines.watcher import Watcher
+from webui.arrivals import Arrivals
 from webui.convert import converted
 from webui.db import Database
-from webui.downloads import DownloadInfo, Downloads, DownloadState
+from webui.downloads import Downloads, DownloadState
 from webui.estimates import Estimate, estimate
 from webui.events import EventLog
 from webui.jobs import Job, JobState, JobStore
@@ -64,6 +65,7 @@ class Studio:
         self.events = EventLog(db)
         self.jobs = JobStore(db, self.events)
         self._runner = Runner(engine, self.jobs, self.events, outputs)
+        self._arrivals = Arrivals(self.jobs, registry, downloads, self.resolve)
         self._watcher = Watcher(registry)
         self._told: tuple[str, str] = ("", "")
         self._converting: set[Path] = set()
@@ -132,7 +134,7 @@ class Studio:
         try:
             resolved, model = self.resolve(request)
         except ModelNotFound:
-            if (awaited := self._on_its_way(request)) is None:
+            if (awaited := self._arrivals.on_its_way(request)) is None:
                 raise
             name = request.model or awaited.name
             return self.jobs.add(
@@ -242,38 +244,8 @@ class Studio:
         self.events.changed()
 
     def _unblock(self) -> None:
-        """Queue the jobs whose model has arrived. One whose model will never come fails."""
-        for job in self.jobs.blocked():
-            try:
-                awaited = self.downloads.get(job.awaits or 0)
-                if awaited.state not in (DownloadState.DONE, DownloadState.CANCELLED):
-                    continue  # also one that has failed: it can be resumed
-                self.jobs.unblock(job.id, *self.resolve(self._arrived(job.task, awaited)))
-            except ModelNotFound as error:
-                if other := self._on_its_way(job.task):
-                    self.jobs.keep_waiting(job.id, other.id)
-                else:
-                    self.jobs.failed(job.id, type(error).__name__, str(error))
-            except PipelineError as error:
-                self.jobs.failed(job.id, type(error).__name__, str(error))
+        self._arrivals.look()
         self._runner.wake()
-
-    def _arrived(self, request: GenerationRequest, download: DownloadInfo) -> GenerationRequest:
-        """A job may have been queued under the address of its model: now the file has a name."""
-        try:
-            self.registry.get(request.model)
-        except ModelNotFound:
-            return request.model_copy(update={"model": download.name})
-        return request
-
-    def _on_its_way(self, request: GenerationRequest) -> DownloadInfo | None:
-        """The download that may bring what this request lacks: its checkpoint, or a VAE or text encoder of it."""
-        if (found := self.downloads.waiting_for(request.model)) or not request.model:
-            return found
-        with contextlib.suppress(ModelNotFound):
-            self.registry.get(request.model)
-            return next((each for each in self.downloads.snapshot() if _may_be_a_part(each)), None)
-        return None
 
     def _check_choices(self, request: GenerationRequest) -> None:
         """On the very first start the worker has not said yet what it can do; then it checks by itself."""
@@ -295,11 +267,6 @@ class Studio:
             except sqlite3.OperationalError:  # a full disk must not end the worker's keeper
                 log.exception("The worker's greeting cannot be kept")
         self.events.changed()
-
-
-def _may_be_a_part(download: DownloadInfo) -> bool:
-    running = (DownloadState.QUEUED, DownloadState.RUNNING, DownloadState.PAUSED)
-    return download.state in running and download.kind in (None, Kind.VAE, Kind.TEXT_ENCODER)
 
 
 def _seeded(request: GenerationRequest) -> GenerationRequest:
