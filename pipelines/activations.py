@@ -47,6 +47,17 @@ TEXT_BYTES: Mapping[str, int] = {
 }
 """Two prompts: CLIP at 77 tokens, T5-XXL at 512. Qwen cannot be measured so: half as much again as T5 is assumed."""
 
+LEAVES: Mapping[str, int] = {
+    "unet": 59 * 10**6,
+    "transformer": 170 * 10**6,
+    "vae": 8 * 10**6,
+    "text_encoder_3": 264 * 10**6,
+    "text_encoder_2": 264 * 10**6,
+    "text_encoder": 127 * 10**6,
+}
+"""The largest layer of each kind of network, by `python -m bench.activations`. Of a text encoder it is the table of
+its words: CLIP's 127 MB at most, T5's 264 MB, Qwen's 778 MB and more."""
+
 TILES = (64, 32)
 """Sides of the VAE's tiles in latents, as they are tried."""
 DENOISER_MARGIN = 1.2

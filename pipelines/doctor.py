@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipelines.attention import BACKENDS, why_not
 from pipelines.device import FULL, choose_device, choose_dtypes, device_name, free_bytes, measured, memory_bytes
-from pipelines.memory import GIB, Level, Load, Plan, Room, Wish, nominal, plan
+from pipelines.memory import GIB, Level, Load, Plan, Room, Wish, nominal, plan_ahead
 
 MB = 10**6
 WIDTH = 100
@@ -155,12 +155,9 @@ def planned(device: torch.device, settings: Settings, family: str) -> Plan:
     number = dtypes.unet.itemsize
     side, sizes = next((side, sizes) for _, name, side, sizes in FAMILIES if name == family)
     parts = {name: nominal(name, size * MB * number // 2, number) for name, size in sizes.items()}
-    host = device.type == "cpu"
-    held = sum(part.size_bytes for part in parts.values()) if host else 0
-    room = Room(free_bytes=free_bytes(device, settings.vram_gb) - held, host=host)
+    room = Room(free_bytes=free_bytes(device, settings.vram_gb), host=device.type == "cpu")
     wish = Wish.model_validate({"placement": settings.placement, "storage": settings.storage})
-    found = plan(Load(family=family, parts=parts, width=side, height=side), room, wish)
-    return found.model_copy(update={"need_bytes": found.need_bytes + held})
+    return plan_ahead(Load(family=family, parts=parts, width=side, height=side), room, wish)
 
 
 LEVELS = {

@@ -10,13 +10,13 @@ Levels, the fastest first; `placement.py` carries them out:
 A slower level is chosen only if no faster one fits. More memory therefore never gives a slower level.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Literal
 
 from pydantic import Field
 
-from pipelines.activations import TEXT_BYTES, TILES, denoiser_bytes, vae_bytes
+from pipelines.activations import LEAVES, TEXT_BYTES, TILES, denoiser_bytes, vae_bytes
 from pipelines.types import Frozen
 
 MIB, GIB = 2**20, 2**30
@@ -124,6 +124,16 @@ def plan(load: Load, room: Room, wish: Wish | None = None) -> Plan:
             best = candidate
     assert best is not None  # there is always a candidate
     return best.model_copy(update={"fits": False, "reason": _advice(best, load, room, wish)})
+
+
+def plan_ahead(load: Load, room: Room, wish: Wish | None = None) -> Plan:
+    """As `plan`, before the weights are in memory: a device that computes in RAM needs room there for them, too."""
+    if not room.host:
+        return plan(load, room, wish)
+    held = sum(size.size_bytes for size in load.parts.values())
+    found = plan(load, room.model_copy(update={"free_bytes": room.free_bytes - held}), wish)
+    whole = found.model_copy(update={"need_bytes": found.need_bytes + held})
+    return whole if found.fits else whole.model_copy(update={"reason": _advice(whole, load, room, wish or Wish())})
 
 
 def degrade(plan: Plan) -> Plan | None:
@@ -278,15 +288,3 @@ def nominal(name: str, size_bytes: int, number_bytes: int = 2, packed: bool = Fa
     low = size_bytes if packed else round(size_bytes * 1.04 / number_bytes)
     nf4 = size_bytes if packed else round(size_bytes * 0.6 / number_bytes)
     return PartSize(size_bytes=size_bytes, leaf_bytes=leaf, fp8_bytes=low, nf4_bytes=nf4, number_bytes=number_bytes)
-
-
-LEAVES: Mapping[str, int] = {
-    "unet": 59 * 10**6,
-    "transformer": 170 * 10**6,
-    "vae": 8 * 10**6,
-    "text_encoder_3": 264 * 10**6,
-    "text_encoder_2": 264 * 10**6,
-    "text_encoder": 127 * 10**6,
-}
-"""The largest layer of each kind of network, by `python -m bench.activations`. Of a text encoder it is the table of
-its words: CLIP's 127 MB at most, T5's 264 MB, Qwen's 778 MB and more."""

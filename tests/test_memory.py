@@ -6,7 +6,21 @@ from collections.abc import Iterator
 import pytest
 
 from pipelines.activations import SIDES, denoiser_bytes, interpolated
-from pipelines.memory import GIB, MIB, Level, Load, PartSize, Plan, Room, Wish, at_most, degrade, nominal, plan
+from pipelines.memory import (
+    GIB,
+    MIB,
+    Level,
+    Load,
+    PartSize,
+    Plan,
+    Room,
+    Wish,
+    at_most,
+    degrade,
+    nominal,
+    plan,
+    plan_ahead,
+)
 
 CAPS = (2, 3, 4, 6, 8, 12, 16, 24)
 SIZES = ((512, 512), (768, 768), (1024, 1024), (1344, 768), (2048, 2048))
@@ -249,3 +263,17 @@ def test_a_family_that_nobody_measured_is_planned_all_the_same() -> None:
     assert plan(Load(family="new", parts=parts, width=1024, height=1024), room(8)).fits
     assert plan(Load(family="new", parts={}, width=64, height=64), room(8)).fits
     assert PartSize(size_bytes=4, leaf_bytes=4, fp8_bytes=2, nf4_bytes=1).stored("nf4") == 1
+
+
+def test_before_a_model_is_in_ram_its_weights_count() -> None:
+    """A CPU computes where the weights lie: they come out of the same memory."""
+    part = nominal("transformer", 24 * 10**9)
+    load = Load(family="flux", parts={"transformer": part}, width=512, height=512)
+    room = Room(free_bytes=16 * GIB, host=True)
+    assert plan(load, room).fits, "where they are there already"
+    ahead = plan_ahead(load, room)
+    assert not ahead.fits
+    assert ahead.need_bytes > part.size_bytes
+    assert "16.0 GB are free" in ahead.reason
+    on_card = Room(free_bytes=16 * GIB)
+    assert plan_ahead(load, on_card) == plan(load, on_card)

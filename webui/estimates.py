@@ -51,13 +51,9 @@ def estimate(
             guided=guided,
         )
         wish = Wish(placement=capabilities.placement, storage=capabilities.storage)
-        host = capabilities.device == "cpu"
-        if host and model.name not in worker.loaded:  # there the weights come out of the same memory
-            held = sum(part.size_bytes for part in load.parts.values())
-            plan = memory.plan(load, Room(free_bytes=free_bytes - held, host=True), wish)
-            plan = plan.model_copy(update={"need_bytes": plan.need_bytes + held})
-        else:
-            plan = memory.plan(load, Room(free_bytes=free_bytes, host=host), wish)
+        room = Room(free_bytes=free_bytes, host=capabilities.device == "cpu")
+        look = memory.plan if model.name in worker.loaded else memory.plan_ahead
+        plan = look(load, room, wish)
     return Estimate(
         plan=plan,
         need_bytes=plan.need_bytes if plan else None,
