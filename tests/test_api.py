@@ -310,3 +310,17 @@ def test_the_openapi_page_needs_no_other_host(client: TestClient) -> None:
 def test_a_bad_since_is_refused(client: TestClient) -> None:
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/api/v1/live?since=x"):
         pass
+
+
+def test_the_plan_of_a_picture(client: TestClient) -> None:
+    plan = client.get("/api/v1/plan", params={"model": "tiny", "width": 64, "height": 64}).json()
+    assert plan["plan"]["fits"] is True
+    assert 0 < plan["need_bytes"] < plan["free_bytes"]
+
+
+@pytest.mark.parametrize(("wish", "words"), [({"width": 101}, "multiple of 8"), ({"model": "gone"}, "gone")])
+def test_a_plan_of_what_cannot_be_asked_for_says_why(client: TestClient, wish: dict[str, Any], words: str) -> None:
+    """While somebody types that is no error, which a browser would put into its console."""
+    answer = client.get("/api/v1/plan", params=wish)
+    assert answer.status_code == 200
+    assert words in answer.json()["trouble"]

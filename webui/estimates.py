@@ -23,11 +23,13 @@ PACKED = ("Q", "IQ", "TQ", "U8", "NF4")
 class Estimate(Frozen):
     """What a picture would need, and about how long it would take."""
 
-    plan: Plan | None
+    plan: Plan | None = None
     """None until a worker has said what it computes on."""
-    need_bytes: int | None
-    free_bytes: int | None
-    seconds: float | None
+    need_bytes: int | None = None
+    free_bytes: int | None = None
+    seconds: float | None = None
+    trouble: str = ""
+    """Why such a picture cannot be asked for at all."""
 
 
 def estimate(

@@ -4,24 +4,25 @@ from collections import Counter
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
-from pipelines.types import GenerationRequest, Kind, ModelInfo, Side
-from webui.api.errors import ErrorBody
+from pipelines.errors import PipelineError
+from pipelines.types import GenerationRequest, Kind, ModelInfo
+from webui.api.errors import ErrorBody, sentence
 from webui.estimates import Estimate
 from webui.studio import Studio
 
 
 class Wish(BaseModel):
-    """A request as far as memory and time are concerned; the same names as in a job."""
+    """A request as far as memory and time are concerned; the same names as in a job. It may be half typed."""
 
     model: str = ""
-    width: Side = 0
-    height: Side = 0
-    steps: int = Field(default=20, ge=1, le=150)
-    cfg_scale: float = Field(default=7.0, ge=0, le=30)
-    batch_count: int = Field(default=1, ge=1, le=100)
-    batch_size: int = Field(default=1, ge=1, le=16)
+    width: float = 0
+    height: float = 0
+    steps: float = 20
+    cfg_scale: float = 7.0
+    batch_count: float = 1
+    batch_size: float = 1
     vae: str = "Automatic"
     text_encoders: tuple[str, ...] = ()
 
@@ -83,6 +84,11 @@ def routes(studio: Studio) -> APIRouter:
     @router.get("/plan")
     def plan(wish: Annotated[Wish, Query()]) -> Estimate:
         """What the picture would need of the device's memory, where the weights would lie, and how long it may take."""
-        return studio.estimate(GenerationRequest(**wish.model_dump(exclude_unset=True)))
+        try:
+            return studio.estimate(GenerationRequest(**wish.model_dump(exclude_unset=True)))
+        except ValidationError as error:
+            return Estimate(trouble=" ".join(map(sentence, map(dict, error.errors()))))
+        except PipelineError as error:
+            return Estimate(trouble=str(error))
 
     return router

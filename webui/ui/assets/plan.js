@@ -25,7 +25,8 @@ window.inkstone.plan = (element) => {
     const number = ++asked;
     try {
       const answer = await request("GET", at(`/api/v1/plan?${query}`));
-      if (number === asked) say(answer.plan?.fits === false ? answer.plan.reason : describe(answer), answer.plan?.fits === false);
+      const trouble = answer.trouble || answer.plan?.reason;
+      if (number === asked) say(trouble || describe(answer), Boolean(trouble));
     } catch (error) {
       if (number === asked) say(error.message, true);
     }
