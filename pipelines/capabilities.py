@@ -26,6 +26,8 @@ def capabilities(models: ModelManager, device: torch.device, fitter: Fitter) -> 
         families=tuple(models.families),
         versions={name: found for name in ("torch", "diffusers", "transformers") if (found := _version(name))},
         dtypes={kind: str(dtype).removeprefix("torch.") for kind, dtype in dtypes.items()},
+        placement=fitter.choices.wish.placement,
+        storage=fitter.choices.wish.storage,
         attention=attention.BACKENDS[fitter.backend.name].label,
         attentions={attention.BACKENDS[name].label: reason for name, reason in why_not.items()},
     )
