@@ -27,7 +27,7 @@ from webui.config import HOME, Settings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from pipelines.registry import Registry
+    from pipelines.library.registry import Registry
     from pipelines.session import Session
     from pipelines.types import ModelInfo
 
@@ -46,7 +46,7 @@ def create_app(settings: Settings, engine: Engine) -> "FastAPI":
     from fastapi_offline import FastAPIOffline
 
     from extensions import loader
-    from pipelines.reading import kind_of
+    from pipelines.library.reading import kind_of
     from webui import VERSION, api, ui
     from webui.db import Database
     from webui.downloads import Downloads, Hooks, Rules, Tokens
@@ -90,7 +90,7 @@ def create_app(settings: Settings, engine: Engine) -> "FastAPI":
 
 def find_models(settings: Settings) -> "Registry":
     """The user's models, those of other applications, then the starter model, so that there is always one."""
-    from pipelines.registry import Registry
+    from pipelines.library.registry import Registry
 
     folders = (settings.models_dir, *settings.more_models, HOME / "models")
     registry = Registry(dict.fromkeys(folders), settings.cache / "models.sqlite")
@@ -118,9 +118,9 @@ def boot(given: dict[str, JsonValue]) -> "Session":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from disk
     from extensions import loader
     from pipelines.device import choose_device, choose_dtypes
-    from pipelines.fitting import Choices, Fitter
-    from pipelines.manager import ModelManager, default_budget
-    from pipelines.memory import Wish
+    from pipelines.loading.manager import ModelManager, default_budget
+    from pipelines.memory.fitting import Choices, Fitter
+    from pipelines.memory.planner import Wish
     from pipelines.session import Session
 
     device = choose_device(settings.device)

@@ -21,10 +21,10 @@ from bench.activations import NETWORKS
 from bench.rows import Row
 from pipelines.attention import BACKENDS, why_not
 from pipelines.device import free_bytes, is_out_of_memory, measured
-from pipelines.leaves import size_of
-from pipelines.memory import GIB, Level, Load, Plan, Room, Wish, degrade, plan
-from pipelines.parts import Part
-from pipelines.placement import Residency, apply
+from pipelines.loading.parts import Part
+from pipelines.memory.leaves import size_of
+from pipelines.memory.placement import Residency, apply
+from pipelines.memory.planner import GIB, Level, Load, Plan, Room, Wish, degrade, plan
 
 log = logging.getLogger("bench.gpu")
 

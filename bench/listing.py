@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.rows import Row
-from pipelines.registry import Registry
+from pipelines.library.registry import Registry
 
 FILES = 10_000
 BLOCKS = {

@@ -38,7 +38,7 @@ def run(model: Path = STARTER, steps: int = 20, size: int = 128, rounds: int = 5
 
 
 def compare(model: Path, sampler: str, steps: int, size: int, rounds: int) -> Rows:
-    from pipelines.manager import ModelManager
+    from pipelines.loading.manager import ModelManager
 
     request = GenerationRequest(
         prompt=PROMPT, width=size, height=size, steps=steps, seed=1, cfg_scale=CFG, sampler=sampler, schedule="Karras"

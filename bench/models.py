@@ -168,7 +168,7 @@ class Bench:
     def __init__(self, setting: Setting) -> None:
         import torch
 
-        from pipelines.manager import ModelManager, OneDtype
+        from pipelines.loading.manager import ModelManager, OneDtype
 
         dtype = getattr(torch, setting.dtype)
         self.setting = setting

@@ -6,8 +6,8 @@ import torch
 
 from pipelines import attention
 from pipelines.device import device_name, memory_bytes
-from pipelines.fitting import Fitter
-from pipelines.manager import ModelManager
+from pipelines.loading.manager import ModelManager
+from pipelines.memory.fitting import Fitter
 from pipelines.samplers import SAMPLERS, SCHEDULE_NAMES
 from pipelines.types import Capabilities
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelines.activations import TILES
 from pipelines.device import is_out_of_memory, wider
-from pipelines.parts import Part
+from pipelines.loading.parts import Part
+from pipelines.memory.activations import TILES
 
 log = logging.getLogger(__name__)
 

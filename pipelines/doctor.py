@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipelines.attention import BACKENDS, why_not
 from pipelines.device import FULL, choose_device, choose_dtypes, device_name, free_bytes, measured, memory_bytes
-from pipelines.memory import GIB, Level, Load, Plan, Room, Wish, nominal, plan_ahead
+from pipelines.memory.planner import GIB, Level, Load, Plan, Room, Wish, nominal, plan_ahead
 
 MB = 10**6
 WIDTH = 100

@@ -16,11 +16,11 @@ from pipelines.device import device_name, is_device_fault, is_out_of_memory
 from pipelines.engine import OnStatus
 from pipelines.errors import OutOfMemory, PipelineError
 from pipelines.families.base import Cond, LoadedModel
-from pipelines.fitting import Fitted, Fitter
 from pipelines.generate import Batch, WrapDenoise, batches, encode, generate
-from pipelines.loading import read_ahead
-from pipelines.manager import LoadStopped, ModelManager
-from pipelines.memory import Plan
+from pipelines.loading.checkpoint import read_ahead
+from pipelines.loading.manager import LoadStopped, ModelManager
+from pipelines.memory.fitting import Fitted, Fitter
+from pipelines.memory.planner import Plan
 from pipelines.preview import Previews
 from pipelines.types import (
     Assignment,

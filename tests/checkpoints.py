@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.arena import ALIGNMENT
-from pipelines.convert import Spec, write
+from pipelines.loading.arena import ALIGNMENT
+from pipelines.loading.convert import Spec, write
 
 Shapes = dict[str, tuple[int, ...]]
 VOCABULARY = 49408

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from pipelines.families.base import LoadedModel
-from pipelines.manager import ModelManager
+from pipelines.loading.manager import ModelManager
 from pipelines.samplers import Denoise
 from pipelines.session import Session
 from pipelines.types import GenerationRequest

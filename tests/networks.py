@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.parts import Part
+from pipelines.loading.parts import Part
 
 Call = Callable[[nn.Module], Tensor]
 

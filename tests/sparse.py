@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
-from pipelines.headers.header import DTYPE_BITS, Header, TensorInfo
+from pipelines.library.headers.header import DTYPE_BITS, Header, TensorInfo
 from pipelines.types import Format
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -7,8 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipelines.convert import to_safetensors
 from pipelines.errors import BadModel, PipelineError
+from pipelines.loading.convert import to_safetensors
 
 
 @pytest.fixture

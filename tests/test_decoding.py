@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipelines.decoding import VAEWork, starts, tiled
-from pipelines.parts import Part
+from pipelines.loading.parts import Part
 from tests.networks import numbers, part
 
 CPU = torch.device("cpu")
@@ -155,8 +155,8 @@ def overflowing() -> Part:
 
 
 def test_invalid_numbers_are_decoded_again_in_a_wider_format() -> None:
-    from pipelines.memory import Plan
-    from pipelines.placement import apply
+    from pipelines.memory.placement import apply
+    from pipelines.memory.planner import Plan
 
     found = overflowing()
     notes: list[str] = []

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipelines.detect import Finding, detect
+from pipelines.library.detect import Finding, detect
 from pipelines.types import Kind
 from tests.sparse import CLIP_L, FLUX, QWEN3_4B, SD1, SD1_UNET, T5, VAE4, VAE16, Shapes, below, header, other
 

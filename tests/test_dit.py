@@ -18,9 +18,9 @@ from pipelines.errors import BadModel
 from pipelines.families import flux, flux2, qwen, sd3, zimage
 from pipelines.families.base import Cond
 from pipelines.families.flow import PaddedCond, from_patches, patches
-from pipelines.fitting import rows
 from pipelines.generate import Batch, encode, generate
-from pipelines.parts import Family, Part, Recipe
+from pipelines.loading.parts import Family, Part, Recipe
+from pipelines.memory.fitting import rows
 from pipelines.prompt import parse
 from pipelines.samplers import SAMPLERS, ImageNoise, sigmas_for
 from pipelines.tokenizers import bundled

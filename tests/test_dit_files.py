@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType
 
 from pipelines.families.base import LoadedModel
 from pipelines.generate import Batch, encode, generate
-from pipelines.manager import ModelManager
+from pipelines.loading.manager import ModelManager
 from pipelines.types import Format, GenerationRequest, ModelInfo
 from tests import tiny_dit
 from tests.tiny_dit import Weights, save_gguf, save_single

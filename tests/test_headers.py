@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pipelines.errors import BadModel
-from pipelines.headers import read_header
-from pipelines.headers.header import TensorInfo
+from pipelines.library.headers import read_header
+from pipelines.library.headers.header import TensorInfo
 from tests.sparse import SD1, VAE4, save, save_gguf, save_header
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")

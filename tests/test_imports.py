@@ -22,8 +22,8 @@ def test_the_command_itself_is_light() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("pipelines.engine", "pipelines.process_engine", "pipelines.registry", "pipelines.watcher"),
-        *("pipelines.memory", "pipelines.infotext", "pipelines.prompt"),
+        *("pipelines.engine", "pipelines.process_engine", "pipelines.library.registry", "pipelines.library.watcher"),
+        *("pipelines.memory.planner", "pipelines.infotext", "pipelines.prompt"),
     ],
 )
 def test_the_light_half_of_pipelines(module: str) -> None:

@@ -14,13 +14,13 @@ from torch import Tensor
 from pipelines.errors import BadModel
 from pipelines.families.sd1 import SCALE, SD1
 from pipelines.families.sdxl import SDXL
-from pipelines.loading import Opened, content, draft, drafts, dtype_for, emptied, fill, load_parts
-from pipelines.manager import OneDtype
-from pipelines.parts import Part, Recipe
-from pipelines.recipes.clip import clip
-from pipelines.recipes.ldm import UNET, unet_config, vae
+from pipelines.loading.checkpoint import Opened, content, draft, drafts, dtype_for, emptied, fill, load_parts
+from pipelines.loading.manager import OneDtype
+from pipelines.loading.parts import Part, Recipe
+from pipelines.loading.recipes.clip import clip
+from pipelines.loading.recipes.ldm import UNET, unet_config, vae
+from pipelines.loading.weights import Pages, open_weights
 from pipelines.types import ModelInfo
-from pipelines.weights import Pages, open_weights
 from tests.checkpoints import FULL, SSD, TINY, save, save_checkpoint, shapes_of, unet_shapes, vae_shapes
 from tests.tiny import info
 

@@ -15,10 +15,10 @@ import torch
 from pipelines.errors import BadModel, ModelNotFound, PipelineError
 from pipelines.families.base import LoadedModel
 from pipelines.generate import batches, encode, generate
-from pipelines.manager import LoadStopped, ModelManager, default_budget
-from pipelines.parts import Family, Part
+from pipelines.loading.manager import LoadStopped, ModelManager, default_budget
+from pipelines.loading.parts import Family, Part
+from pipelines.loading.weights import open_weights
 from pipelines.types import GenerationRequest, Interrupt, ModelInfo, WorkerState, WorkerStatus
-from pipelines.weights import open_weights
 from tests.checkpoints import save, save_checkpoint
 from tests.tiny import info
 
@@ -189,7 +189,7 @@ def test_two_who_want_the_same_model_load_it_once(folder: Path) -> None:
 def test_progress_is_told(folder: Path) -> None:
     heard: list[WorkerStatus] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.manager.REPORT_SECONDS", 0)
+        patch.setattr("pipelines.loading.manager.REPORT_SECONDS", 0)
         ModelManager(CPU).get(of(folder, "a"), heard.append)
     *loading, last = heard
     assert {(status.state, status.detail) for status in loading} == {(WorkerState.LOADING, "a.safetensors")}

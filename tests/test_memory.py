@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines.activations import SIDES, denoiser_bytes, interpolated
-from pipelines.memory import (
+from pipelines.memory.activations import SIDES, denoiser_bytes, interpolated
+from pipelines.memory.planner import (
     GIB,
     MIB,
     Level,

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines import leaves
-from pipelines.leaves import choose_resident, leaves_of, size_of
-from pipelines.memory import Level, Plan
-from pipelines.parts import Part
-from pipelines.placement import Residency, apply
+from pipelines.loading.parts import Part
+from pipelines.memory import leaves
+from pipelines.memory.leaves import choose_resident, leaves_of, size_of
+from pipelines.memory.placement import Residency, apply
+from pipelines.memory.planner import Level, Plan
 from tests.networks import NETWORKS, part, run
 
 CPU = torch.device("cpu")

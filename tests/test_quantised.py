@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pipelines.errors import BadModel
 from pipelines.families import flux, flux2, qwen, sd3, zimage
-from pipelines.gguf_file import read_gguf
-from pipelines.parts import Recipe, Tensors
-from pipelines.quantised import (
+from pipelines.loading.gguf_file import read_gguf
+from pipelines.loading.parts import Recipe, Tensors
+from pipelines.loading.quantised import (
     FP8,
     NF4,
     NF4_BLOCK,

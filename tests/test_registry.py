@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from pipelines.errors import BadModel, ModelNotFound
-from pipelines.registry import CARD, Registry
+from pipelines.library.registry import CARD, Registry
+from pipelines.library.watcher import Watcher
 from pipelines.types import Format, Kind, ModelInfo
-from pipelines.watcher import Watcher
 from tests.sparse import CLIP_L, FLUX, QWEN3_4B, SD1, SD1_UNET, T5, VAE4, VAE16, below, save, save_gguf, save_header
 from tests.test_detect import SD3, SDXL, SDXL_UNET, Z_IMAGE, kohya
 

@@ -14,7 +14,7 @@ import torch
 from pipelines.errors import BadModel, ModelNotFound, PipelineError
 from pipelines.families.sd1 import SD1
 from pipelines.families.unet import FullPrecision
-from pipelines.loading import load_parts
+from pipelines.loading.checkpoint import load_parts
 from pipelines.prompt import parse
 from tests.checkpoints import save_checkpoint
 from tests.reference import pipeline
@@ -236,6 +236,7 @@ def assert_same(ours: Any, pipe: Any) -> None:
         found = part.module.state_dict()
         assert found.keys() == theirs.keys()
         assert all(torch.equal(tensor, theirs[weight]) for weight, tensor in found.items())
+        getattr(pipe, name).requires_grad_(False)  # with gradients, torch picks other kernels on some processors
     x = torch.randn(2, ours.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
     told = {"encoder_hidden_states": torch.randn(2, 77, ours.unet.config.cross_attention_dim)}
     if ours.SIZED:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipelines.families.sd2 import SD2
-from pipelines.loading import load_parts
-from pipelines.manager import ModelManager
+from pipelines.loading.checkpoint import load_parts
+from pipelines.loading.manager import ModelManager
 from pipelines.prompt import parse
 from tests.checkpoints import save_checkpoint
 from tests.reference import pipeline

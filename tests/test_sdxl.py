@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines.families.sdxl import SDXL, Refiner
-from pipelines.manager import ModelManager
+from pipelines.loading.manager import ModelManager
 from pipelines.prompt import parse
 from tests.checkpoints import SSD, TINY, save, save_checkpoint, shapes_of, unet_shapes
 from tests.reference import pipeline

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from pipelines.errors import OutOfMemory, WorkerDied
 from pipelines.families.base import LoadedModel
-from pipelines.fitting import Choices, Fitter
 from pipelines.generate import WrapDenoise
-from pipelines.manager import ModelManager
-from pipelines.memory import Level, Plan
+from pipelines.loading.manager import ModelManager
+from pipelines.memory.fitting import Choices, Fitter
+from pipelines.memory.planner import Level, Plan
 from pipelines.process_engine import ProcessEngine
 from pipelines.samplers import SAMPLERS, SCHEDULE_NAMES, Denoise
 from pipelines.session import Session, readable_errors
@@ -393,7 +393,7 @@ STREAM = Plan(level=Level.STREAM, streamed=("unet", "text_encoder", "vae"))
 @pytest.mark.parametrize("plan", [STREAM, Plan(level=Level.OFFLOAD), Plan(level=Level.FULL)])
 def test_wherever_weights_lie_the_picture_is_the_same(tiny: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, as if it were a device of its own: everything is copied, and nothing stays behind."""
-    monkeypatch.setattr("pipelines.leaves.SMALL_BYTES", 256)
+    monkeypatch.setattr("pipelines.memory.leaves.SMALL_BYTES", 256)
     plain = pictures(Worker(tiny).run())
     session = Session(ModelManager(CPU), CPU)
     monkeypatch.setattr(session._fitter, "plan", lambda *args: plan)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.errors import BadModel, ModelNotFound
-from pipelines.weights import Pages, names_in, open_weights, stamp, weight_files
+from pipelines.loading.weights import Pages, names_in, open_weights, stamp, weight_files
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4, dtype=torch.float16)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines.device import choose_device
 from pipelines.families.base import LoadedModel
 from pipelines.generate import WrapDenoise
-from pipelines.manager import ModelManager
+from pipelines.loading.manager import ModelManager
 from pipelines.samplers import Denoise
 from pipelines.session import Session
 from pipelines.types import Format, GenerationRequest, ModelInfo

@@ -369,7 +369,7 @@ def save_gguf(path: Path, weights: Weights, kind: gguf.GGMLQuantizationType) -> 
 
 def llama_cpp(kind: str, weights: Weights) -> Weights:
     """A text encoder under the names that llama.cpp's converter gives."""
-    from pipelines.recipes import qwen_text, t5
+    from pipelines.loading.recipes import qwen_text, t5
 
     inner = {"t5": t5.LLAMA_CPP, "qwen": qwen_text.LLAMA_CPP}[kind]
     outer = {

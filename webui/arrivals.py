@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable
 
 from pipelines.errors import ModelNotFound, PipelineError
-from pipelines.registry import Registry
+from pipelines.library.registry import Registry
 from pipelines.types import GenerationRequest, Kind, ModelInfo
 from webui.downloads import DownloadInfo, Downloads, DownloadState
 from webui.jobs import JobStore

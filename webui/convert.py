@@ -1,4 +1,4 @@
-"""Runs `python -m pipelines.convert` in a process of its own: it needs torch, and memory for a while."""
+"""Runs `python -m pipelines.loading.convert` in a process of its own: it needs torch, and memory for a while."""
 
 import asyncio
 import subprocess
@@ -11,7 +11,7 @@ from webui.config import HOME
 
 async def converted(path: Path) -> Path:
     """Where the new file lies. Raises BadModel with the reason why there is none."""
-    command = (sys.executable, "-m", "pipelines.convert", str(path))
+    command = (sys.executable, "-m", "pipelines.loading.convert", str(path))
     process = await asyncio.create_subprocess_exec(*command, cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     output, errors = await process.communicate()
     lines = (errors if process.returncode else output).decode(errors="replace").strip().splitlines()

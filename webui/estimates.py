@@ -4,8 +4,8 @@ from statistics import median
 
 from pydantic import ValidationError
 
-from pipelines import memory
-from pipelines.memory import Load, PartSize, Plan, Room, Wish
+from pipelines.memory import planner as memory
+from pipelines.memory.planner import Load, PartSize, Plan, Room, Wish
 from pipelines.types import Capabilities, Frozen, GenerationRequest, ModelInfo, Task, WorkerStatus
 from webui.db import Database
 

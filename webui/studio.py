@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from pipelines.engine import Engine
 from pipelines.errors import ModelNotFound, PipelineError, UnknownChoice
-from pipelines.registry import Registry
+from pipelines.library.registry import Registry
+from pipelines.library.watcher import Watcher
 from pipelines.types import (
     SEED_LIMIT,
     Capabilities,
@@ -24,7 +25,6 @@ from pipelines.types import (
     WorkerState,
     WorkerStatus,
 )
-from pipelines.watcher import Watcher
 from webui.arrivals import Arrivals
 from webui.convert import converted
 from webui.db import Database

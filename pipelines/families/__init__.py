@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipelines.parts import Family
+    from pipelines.loading.parts import Family
 
 Row = Callable[[], "Family"]
 

@@ -12,7 +12,7 @@ from pipelines.prompt import Span
 from pipelines.samplers import NoiseLevels
 
 if TYPE_CHECKING:
-    from pipelines.parts import Part
+    from pipelines.loading.parts import Part
 
 
 @dataclass(frozen=True)

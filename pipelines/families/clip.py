@@ -11,10 +11,10 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from pipelines.errors import BadModel
-from pipelines.parts import Part
+from pipelines.loading.parts import Part
+from pipelines.loading.weights import first_line
 from pipelines.prompt import Span
 from pipelines.tokenizers.clip import clip
-from pipelines.weights import first_line
 
 OPEN_CLIP_PAD = 0
 """What open_clip fills a chunk up with, an exclamation mark; OpenAI's CLIP repeats the end token."""

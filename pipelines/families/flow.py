@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from pipelines.errors import PipelineError
 from pipelines.families.base import Cond
-from pipelines.parts import Part
-from pipelines.quantised import compute_in
+from pipelines.loading.parts import Part
+from pipelines.loading.quantised import compute_in
 from pipelines.samplers import NoiseLevels
 
 

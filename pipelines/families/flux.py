@@ -9,12 +9,12 @@ from pipelines.errors import BadModel
 from pipelines.families.base import Cond
 from pipelines.families.flow import FlowModel, from_patches, patches, places
 from pipelines.families.words import clip_pooled, t5_features
-from pipelines.parts import Family, Part
+from pipelines.loading.parts import Family, Part
+from pipelines.loading.recipes.clip import clip
+from pipelines.loading.recipes.dit import FLUX as TRANSFORMER
+from pipelines.loading.recipes.ldm import vae
+from pipelines.loading.recipes.t5 import T5
 from pipelines.prompt import Span
-from pipelines.recipes.clip import clip
-from pipelines.recipes.dit import FLUX as TRANSFORMER
-from pipelines.recipes.ldm import vae
-from pipelines.recipes.t5 import T5
 from pipelines.samplers import FlowLevels
 from pipelines.samplers.flow import fixed, growing
 from pipelines.types import ModelInfo

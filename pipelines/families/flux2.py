@@ -9,11 +9,11 @@ from pipelines.errors import BadModel
 from pipelines.families.base import Cond
 from pipelines.families.flow import FlowModel, from_patches, patches, places
 from pipelines.families.words import qwen_states, text_of
-from pipelines.parts import Family, Part
+from pipelines.loading.parts import Family, Part
+from pipelines.loading.recipes.autoencoders import FLUX2_VAE
+from pipelines.loading.recipes.dit import FLUX2 as TRANSFORMER
+from pipelines.loading.recipes.qwen_text import QWEN_TEXT
 from pipelines.prompt import Span
-from pipelines.recipes.autoencoders import FLUX2_VAE
-from pipelines.recipes.dit import FLUX2 as TRANSFORMER
-from pipelines.recipes.qwen_text import QWEN_TEXT
 from pipelines.samplers import FlowLevels, NoiseLevels
 from pipelines.samplers.flow import flux2
 from pipelines.types import ModelInfo

@@ -8,11 +8,11 @@ from torch import Tensor
 from pipelines.families.base import Cond
 from pipelines.families.flow import FlowModel, PaddedCond, from_patches, patches
 from pipelines.families.words import qwen_states, text_of
-from pipelines.parts import Family, Part
+from pipelines.loading.parts import Family, Part
+from pipelines.loading.recipes.autoencoders import QWEN_VAE
+from pipelines.loading.recipes.dit import QWEN_IMAGE as TRANSFORMER
+from pipelines.loading.recipes.qwen_text import QWEN_TEXT
 from pipelines.prompt import Span
-from pipelines.recipes.autoencoders import QWEN_VAE
-from pipelines.recipes.dit import QWEN_IMAGE as TRANSFORMER
-from pipelines.recipes.qwen_text import QWEN_TEXT
 from pipelines.samplers import FlowLevels, NoiseLevels
 from pipelines.samplers.flow import fixed, growing
 from pipelines.types import ModelInfo

@@ -8,10 +8,10 @@ import torch
 from pipelines.families.base import Cond
 from pipelines.families.clip import ClipPrompts, tokenizer_of, weighted
 from pipelines.families.unet import UNetModel
-from pipelines.parts import Family, Part, Recipe
+from pipelines.loading.parts import Family, Part, Recipe
+from pipelines.loading.recipes.clip import clip
+from pipelines.loading.recipes.ldm import UNET, vae
 from pipelines.prompt import Span
-from pipelines.recipes.clip import clip
-from pipelines.recipes.ldm import UNET, vae
 from pipelines.types import ModelInfo
 
 SCALE = 0.18215

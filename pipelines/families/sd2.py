@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from pipelines.families.clip import OPEN_CLIP_PAD
 from pipelines.families.sd1 import SCALE, SD1
-from pipelines.parts import Family, Recipe
-from pipelines.recipes.clip import clip
-from pipelines.recipes.ldm import UNET, vae
+from pipelines.loading.parts import Family, Recipe
+from pipelines.loading.recipes.clip import clip
+from pipelines.loading.recipes.ldm import UNET, vae
 
 PREFIXES = ("cond_stage_model.model.", "cond_stage_model.transformer.", "")
 

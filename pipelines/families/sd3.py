@@ -9,12 +9,12 @@ from torch.nn import functional
 from pipelines.families.base import Cond
 from pipelines.families.flow import FlowModel
 from pipelines.families.words import clip_states, t5_features
-from pipelines.parts import Family, Part
+from pipelines.loading.parts import Family, Part
+from pipelines.loading.recipes.clip import clip
+from pipelines.loading.recipes.dit import SD3 as TRANSFORMER
+from pipelines.loading.recipes.ldm import vae
+from pipelines.loading.recipes.t5 import T5
 from pipelines.prompt import Span
-from pipelines.recipes.clip import clip
-from pipelines.recipes.dit import SD3 as TRANSFORMER
-from pipelines.recipes.ldm import vae
-from pipelines.recipes.t5 import T5
 from pipelines.samplers import FlowLevels, NoiseLevels
 from pipelines.samplers.flow import TRAINING_STEPS, fixed
 from pipelines.types import ModelInfo

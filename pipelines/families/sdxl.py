@@ -10,12 +10,12 @@ from torch import Tensor
 from pipelines.families.base import Cond
 from pipelines.families.clip import OPEN_CLIP_PAD, Chunks, ClipPrompts, tokenizer_of, weighted
 from pipelines.families.unet import UNetModel
-from pipelines.parts import Config, Family, Part, Recipe
+from pipelines.loading.parts import Config, Family, Part, Recipe
+from pipelines.loading.recipes.clip import clip
+from pipelines.loading.recipes.ldm import UNET, vae
+from pipelines.loading.weights import names_in
 from pipelines.prompt import Span
-from pipelines.recipes.clip import clip
-from pipelines.recipes.ldm import UNET, vae
 from pipelines.types import ModelInfo
-from pipelines.weights import names_in
 
 SCALE = 0.13025
 LIKED, DISLIKED = 6.0, 2.5

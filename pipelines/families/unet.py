@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pipelines.errors import BadModel, PipelineError
 from pipelines.families.base import Cond
-from pipelines.loading import load_parts, read_config
-from pipelines.parts import Config, Part, Recipe
+from pipelines.loading.checkpoint import load_parts, read_config
+from pipelines.loading.parts import Config, Part, Recipe
 from pipelines.prompt import Span
 from pipelines.samplers import NoiseLevels
 from pipelines.types import ModelInfo

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
-from pipelines.parts import Part
+from pipelines.loading.parts import Part
 from pipelines.prompt import Span
 
 CLIP_TOKENS = 77

@@ -9,10 +9,10 @@ from pipelines.families.base import Cond
 from pipelines.families.flow import FlowModel, PaddedCond
 from pipelines.families.flux import VAE
 from pipelines.families.words import qwen_states, text_of
-from pipelines.parts import Family, Part
+from pipelines.loading.parts import Family, Part
+from pipelines.loading.recipes.dit import Z_IMAGE as TRANSFORMER
+from pipelines.loading.recipes.qwen_text import QWEN_TEXT
 from pipelines.prompt import Span
-from pipelines.recipes.dit import Z_IMAGE as TRANSFORMER
-from pipelines.recipes.qwen_text import QWEN_TEXT
 from pipelines.samplers import FlowLevels
 from pipelines.samplers.flow import fixed
 from pipelines.types import ModelInfo

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from pipelines import leaves
 from pipelines.attention import BACKENDS, why_not
 from pipelines.device import free_bytes
-from pipelines.leaves import size_of
-from pipelines.memory import Level, Plan
-from pipelines.parts import Part
-from pipelines.placement import apply
+from pipelines.loading.parts import Part
+from pipelines.memory import leaves
+from pipelines.memory.leaves import size_of
+from pipelines.memory.placement import apply
+from pipelines.memory.planner import Level, Plan
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

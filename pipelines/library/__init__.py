@@ -1,0 +1,1 @@
+"""What lies in the models folders: found, known by its header alone, named and hashed. Light: no torch."""

@@ -1,0 +1,209 @@
+"""Fits each job into memory: asks the planner, puts its plan into force, and learns when memory runs out after all."""
+
+import logging
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipelines import attention, processors
+from pipelines.decoding import OnTile, VAEWork
+from pipelines.device import NAMES, device_name, free_bytes, read_facts, write_facts
+from pipelines.families.base import Cond, LoadedModel
+from pipelines.loading.parts import Part
+from pipelines.memory.leaves import size_of
+from pipelines.memory.placement import Residency, apply
+from pipelines.memory.planner import Level, Load, PartSize, Plan, Room, Wish, at_most, degrade, plan
+from pipelines.prompt import Span
+from pipelines.samplers import NoiseLevels
+from pipelines.types import GenerationRequest, ModelInfo
+
+log = logging.getLogger(__name__)
+
+LESSONS_FILE = "memory.json"
+SAME_BYTES = 256 * 2**20
+"""So much may a share of weights differ from the one that is in force without being worth a move."""
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the settings say about memory and attention."""
+
+    wish: Wish = field(default_factory=Wish)
+    vram_gb: float = 0
+    attention: str = "auto"
+
+
+class Fitter:
+    """One device's memory. A plan stays in force until another one is needed: the next job finds its weights there."""
+
+    def __init__(self, device: torch.device, choices: Choices | None = None, cache: Path | None = None) -> None:
+        self.device, self.choices = device, choices or Choices()
+        self.backend = attention.choose(self.choices.attention, device)
+        self._cache = cache
+        self._lessons = read_facts(cache, LESSONS_FILE)
+        self._residency: Residency | None = None
+        self._parts: dict[str, Part] = {}
+        self._sizes: dict[str, PartSize] = {}
+        self._lock = threading.RLock()  # a model may be loaded ahead in another thread
+
+    def free_bytes(self) -> int:
+        """For models and pictures: what holds this fitter's own weights now can be used again."""
+        with self._lock:
+            held = self._residency.resident_bytes if self._residency else 0
+        return free_bytes(self.device, self.choices.vram_gb) + held
+
+    def plan(self, model: LoadedModel, info: ModelInfo, task: GenerationRequest) -> Plan:
+        for part in model.parts.values():
+            self._remembered_dtype(part)
+        load = Load(
+            family=info.family,
+            parts={name: self._size(part) for name, part in model.parts.items()},
+            width=task.width,
+            height=task.height,
+            batch=task.batch_size,
+            guided=task.cfg_scale != 1,
+        )
+        found = plan(load, Room(free_bytes=self.free_bytes(), host=self.device.type == "cpu"), self.choices.wish)
+        lesson = self._lesson(info, task)
+        return at_most(found, lesson) if lesson else found
+
+    @contextmanager
+    def fitted(self, model: LoadedModel, plan: Plan, note: Note) -> Generator["Fitted", None, None]:
+        """The model with its weights where the plan says. They stay there afterwards, for the next job."""
+        residency = self._in_force(model.parts, plan)
+        for part in model.parts.values():
+            processors.apply(part.module, self.backend)
+
+        def recast(part: Part) -> None:
+            residency.recast(part)
+            self._remember(f"dtype {part.key}", str(part.dtype).removeprefix("torch."))
+
+        work = VAEWork(model.parts["vae"], self.device, plan.tile, recast, note)
+        with work.in_charge():
+            yield Fitted(model, plan, work)
+
+    def lower(self, used: Plan, info: ModelInfo, task: GenerationRequest) -> Plan | None:
+        """Memory ran out with this plan: the next one to try, which is remembered for the model and the size."""
+        self.clear()
+        found = degrade(used)
+        if found is not None:
+            self._remember(self._lesson_name(info, task), found.model_dump(mode="json"))
+        return found
+
+    def clear(self) -> None:
+        """Everything off the device."""
+        with self._lock:
+            if self._residency is not None:
+                self._residency.undo()
+            self._residency, self._parts = None, {}
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def release(self, part: Part) -> None:
+        """This part is about to lose its weights."""
+        with self._lock:
+            self._sizes.pop(part.key, None)
+            if any(held is part for held in self._parts.values()):
+                self.clear()
+
+    def _in_force(self, parts: Mapping[str, Part], plan: Plan) -> Residency:
+        with self._lock:
+            held = self._residency
+            same = held is not None and self._parts == dict(parts) and _alike(held.plan, plan)
+            if held is None or not same:
+                self.clear()
+                held = self._residency = apply(parts, plan, self.device)
+                self._parts = dict(parts)
+                log.info("Weights: %s (about %.1f GB at most)", plan, plan.need_bytes / 2**30)
+            return held
+
+    def _size(self, part: Part) -> PartSize:
+        """Walking all layers takes milliseconds. The format may have changed since the last time."""
+        known = self._sizes.get(part.key)
+        if known is None or known.number_bytes != part.dtype.itemsize:
+            known = self._sizes[part.key] = size_of(part)
+        return known
+
+    def _remembered_dtype(self, part: Part) -> None:
+        wide = NAMES.get(str(self._lessons.get(f"dtype {part.key}")))
+        if wide is not None and wide != part.dtype:
+            self.release(part)
+            part.dtype = wide
+
+    def _lesson(self, info: ModelInfo, task: GenerationRequest) -> Plan | None:
+        try:
+            return Plan.model_validate(self._lessons[self._lesson_name(info, task)])
+        except (KeyError, ValidationError):  # of an older version
+            return None
+
+    def _lesson_name(self, info: ModelInfo, task: GenerationRequest) -> str:
+        where = f"{device_name(self.device)} {self.choices.vram_gb or 'all'} GB"
+        return f"plan {where} {info.path} {task.width}x{task.height}x{task.batch_size}"
+
+    def _remember(self, name: str, value: object) -> None:
+        self._lessons[name] = value
+        write_facts(self._cache, LESSONS_FILE, self._lessons)
+
+
+class Fitted:
+    """A model under a plan: the same to look at, with the two things that a plan changes on the way."""
+
+    def __init__(self, model: LoadedModel, plan: Plan, work: VAEWork) -> None:
+        self.inner, self.plan = model, plan
+        self.device: torch.device = model.device
+        self.levels: NoiseLevels = model.levels
+        self.vae: torch.nn.Module = model.vae
+        self.parts: Mapping[str, Part] = model.parts
+        self._work = work
+
+    def __getattr__(self, name: str) -> Any:
+        """Families have more than the protocol says: extensions may know them."""
+        return getattr(self.inner, name)
+
+    def watch_tiles(self, on_tile: OnTile) -> None:
+        self._work.on_tile = on_tile
+
+    def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond:
+        return self.inner.encode(prompts)
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        return self.inner.latent_shape(width, height)
+
+    def predict(self, x: Tensor, sigma: float, cond: Cond) -> Tensor:
+        if not self.plan.split_cfg or len(x) == 1:
+            return self.inner.predict(x, sigma, cond)
+        half = -(-len(x) // 2)
+        pieces = [(x[at], rows(cond, at)) for at in (slice(0, half), slice(half, None))]
+        return torch.cat([self.inner.predict(piece, sigma, told) for piece, told in pieces])
+
+    def to_latent(self, pixels: Tensor) -> Tensor:
+        return self.inner.to_latent(pixels)
+
+    def decode(self, latent: Tensor) -> PIL.Image.Image:
+        return self.inner.decode(latent)
+
+
+def rows(cond: Cond, at: slice) -> Cond:
+    """Some of the rows, of every field that has one for each."""
+    count = len(cond.tokens)
+    values = {known.name: getattr(cond, known.name) for known in fields(cond)}
+    cut: dict[str, Any] = {
+        name: value[at] for name, value in values.items() if isinstance(value, Tensor | tuple) and len(value) == count
+    }
+    return replace(cond, **cut)
+
+
+def _alike(held: Plan, wanted: Plan) -> bool:
+    near = abs(held.resident_bytes - wanted.resident_bytes) <= SAME_BYTES or wanted.level > Level.STREAM
+    keys = ("level", "storage", "streamed", "on_cpu", "host")
+    return near and all(getattr(held, key) == getattr(wanted, key) for key in keys)

@@ -1,1 +1,0 @@
-"""How each kind of network lies in files and is built: see `pipelines.parts.Recipe`."""
