@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.rows import Row
-from pipelines.types import Assignment, Event, Failed, GenerationRequest, ModelInfo
+from pipelines.request import GenerationRequest
+from pipelines.types import Assignment, Event, Failed, ModelInfo
 
 STARTER = Path(__file__).parent.parent / "models" / "starter"
 PROMPT = "a purple car, 3d render"
@@ -120,10 +121,11 @@ def torch_cpu() -> Any:
 
 
 def draw(loaded: Any, request: GenerationRequest, loop: Loop) -> None:
-    from pipelines.generate import batches, encode, generate
+    from pipelines.generate import batches, generate
+    from pipelines.kit import SoloKit
 
     [batch] = batches(request, [0])
-    [_] = generate(request, loaded, encode(request, loaded), batch, loop.on_step)
+    [_] = generate(request, SoloKit(loaded), batch, loop.on_step)
 
 
 def diffusers_pipeline(loaded: Any, model: Path, request: GenerationRequest) -> Callable[[], object]:

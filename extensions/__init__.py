@@ -3,7 +3,8 @@
 from pluggy import HookimplMarker
 
 from pipelines.errors import PipelineError
-from pipelines.types import GenerationRequest, ModelInfo
+from pipelines.request import GenerationRequest
+from pipelines.types import ModelInfo
 
 hookimpl = HookimplMarker("inkstone")
 

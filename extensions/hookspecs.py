@@ -4,7 +4,7 @@ from typing import Any
 
 from pluggy import HookspecMarker
 
-from pipelines.types import GenerationRequest
+from pipelines.request import GenerationRequest
 
 hookspec = HookspecMarker("inkstone")
 

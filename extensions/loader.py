@@ -13,7 +13,7 @@ import pluggy
 
 from extensions import hookspecs
 from pipelines.errors import PipelineError
-from pipelines.types import GenerationRequest
+from pipelines.request import GenerationRequest
 
 log = logging.getLogger(__name__)
 

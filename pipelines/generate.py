@@ -1,26 +1,29 @@
 """The recipe: how a request becomes pictures. Read this file first.
 
-    encode the prompts -> draw noise -> denoise it step by step -> decode each latent to a picture
+    for each pass (`stages.py`):  encode the prompts -> draw noise -> denoise it step by step
+    in the end:                   decode each latent to a picture
 
-A family (`families/`) brings the neural networks, a sampler (`samplers/`) the way of the steps, an extension a
-function around the denoiser. `session.py` calls this for each batch of a job and sends what comes out.
+A family (`families/`) brings the neural networks, a sampler (`samplers/`) the way of the steps, a feature
+(`features.py`) or an extension a function around the denoiser. `session.py` calls this for each batch of a job and
+sends what comes out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import PIL.Image
 import torch
 from torch import Tensor
 
-from pipelines.families.base import Cond, LoadedModel
-from pipelines.prompt import parse
-from pipelines.samplers import Denoise, ImageNoise, OnStep, sampler_named, sigmas_for
-from pipelines.types import GenerationRequest
-
-WrapDenoise = Callable[[Denoise, LoadedModel, GenerationRequest], Denoise | None]
-"""How extensions take part: ControlNet, regional prompts and tricks with CFG are one function around another.
-None leaves the denoiser as it is. The inner function is called once a step, with sigma as a plain number."""
+from pipelines.conditioning import told
+from pipelines.families.base import Reading
+from pipelines.features import denoiser
+from pipelines.prompt import worded
+from pipelines.request import GenerationRequest
+from pipelines.samplers import Denoise, ImageNoise, OnStep, Sigmas, sampler_named, sigmas_for
+from pipelines.scene import Kit, Scene
+from pipelines.stages import Stage, stages
 
 
 @dataclass(frozen=True)
@@ -39,42 +42,44 @@ def batches(request: GenerationRequest, wanted: Sequence[int]) -> list[Batch]:
 
 
 @torch.inference_mode()
-def encode(request: GenerationRequest, model: LoadedModel) -> Cond:
-    """Row 0 is where to go, row 1 what to stay away from; without guidance there is no row 1."""
-    prompts = [request.prompt] if request.cfg_scale == 1 else [request.prompt, request.negative_prompt]
-    return model.encode([parse(prompt) for prompt in prompts])
-
-
-@torch.inference_mode()
 def generate(
-    request: GenerationRequest,
-    model: LoadedModel,
-    cond: Cond,
-    batch: Batch,
-    on_step: OnStep,
-    wrappers: Sequence[WrapDenoise] = (),
+    request: GenerationRequest, kit: Kit, batch: Batch, on_step: OnStep
 ) -> Iterator[tuple[int, PIL.Image.Image]]:
     """One batch: each wanted unit and its picture. `on_step` sees every step and may raise to end it."""
-    sampler = sampler_named(request.sampler)
-    shape = model.latent_shape(request.width, request.height)
-    sigmas = sigmas_for(sampler, request.schedule, request.steps, model.levels.fitted(shape, request.steps))
-    denoise = guided(model, cond.repeated(len(batch.units)), request.cfg_scale)
-    for wrap in wrappers:
-        denoise = wrap(denoise, model, request) or denoise
-    seeds = [request.seed_of(unit) for unit in batch.units]
-    noise = ImageNoise(shape, seeds, model.device)
-    latents = sampler.solve(denoise, noise() * sigmas[0], sigmas, noise, on_step)
-    for unit in batch.wanted:
-        yield unit, model.decode(latents[unit - batch.units[0]])
+    plan, before = stages(request), 0
+    for stage in plan:
+        scene = staged(request, stage, kit, batch.units)
+        with denoiser(scene) as denoise:
+            latents = walked(scene, denoise, partial(_later, on_step, before))
+            if stage == plan[-1]:
+                for unit in batch.wanted:
+                    yield unit, scene.model.decode(latents[unit - batch.units[0]])
+        before += stage.walked_steps
 
 
-def guided(model: LoadedModel, cond: Cond, scale: float) -> Denoise:
-    """Classifier-free guidance (Ho and Salimans 2022), both passes as one batch; at scale 1 there is one pass only."""
-    if scale == 1:
-        return lambda x, sigma: model.predict(x, sigma, cond)
+def walked(scene: Scene, denoise: Denoise, on_step: OnStep) -> Tensor:
+    """From noise to latents [images, channels, height, width]."""
+    shape = scene.model.latent_shape(scene.stage.width, scene.stage.height)
+    noise = ImageNoise(shape, scene.seeds, scene.device)
+    sampler = sampler_named(scene.stage.sampler)
+    return sampler.solve(denoise, noise() * scene.sigmas[0], scene.sigmas, noise, on_step)
 
-    def denoise(x: Tensor, sigma: float) -> Tensor:
-        towards, away = model.predict(torch.cat([x, x]), sigma, cond).chunk(2)
-        return torch.lerp(away, towards, scale)
 
-    return denoise
+def _later(on_step: OnStep, before: int, index: int, x0: Tensor) -> None:
+    on_step(before + index, x0)
+
+
+def staged(request: GenerationRequest, stage: Stage, kit: Kit, units: range) -> Scene:
+    """Everything that is known before the first step of a pass."""
+    model = kit.model(stage.model)
+    wording = worded(stage.prompt, stage.negative_prompt, stage.steps, guided=stage.cfg_scale != 1)
+    reading = Reading(request.clip_skip, request.emphasis)
+    return Scene(request, stage, kit, model, told(model, wording, reading, kit.texts), units, sigmas_of(stage, kit))
+
+
+def sigmas_of(stage: Stage, kit: Kit) -> Sigmas:
+    """The noise levels that a pass walks: of a picture to start from, only the last ones."""
+    model, steps = kit.model(stage.model), stage.planned_steps
+    levels = model.levels.fitted(model.latent_shape(stage.width, stage.height), steps)
+    planned = sigmas_for(sampler_named(stage.sampler), stage.schedule, steps, levels)
+    return Sigmas(planned[len(planned) - 1 - stage.walked_steps :], planned.flow)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from pipelines.errors import PipelineError
-from pipelines.types import GenerationRequest, Kind, ModelInfo
+from pipelines.request import GenerationRequest
+from pipelines.types import Kind, ModelInfo
 
 PAIR = re.compile(r'\s*(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 NEGATIVE = "Negative prompt:"

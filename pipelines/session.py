@@ -4,7 +4,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import PIL.Image
@@ -12,16 +12,21 @@ import torch
 from torch import Tensor
 
 from pipelines.capabilities import capabilities
+from pipelines.conditioning import TextCache
 from pipelines.device import device_name, is_device_fault, is_out_of_memory
 from pipelines.engine import OnStatus
 from pipelines.errors import OutOfMemory, PipelineError
-from pipelines.families.base import Cond, LoadedModel
-from pipelines.generate import Batch, WrapDenoise, batches, encode, generate
+from pipelines.families.base import LoadedModel
+from pipelines.generate import Batch, batches, generate
+from pipelines.kit import JobKit
 from pipelines.loading.checkpoint import read_ahead
 from pipelines.loading.manager import LoadStopped, ModelManager
-from pipelines.memory.fitting import Fitted, Fitter
-from pipelines.memory.planner import Plan
+from pipelines.memory.fitting import Fitter
 from pipelines.preview import Previews
+from pipelines.request import GenerationRequest
+from pipelines.samplers import OnStep
+from pipelines.scene import WrapDenoise
+from pipelines.stages import total_steps
 from pipelines.types import (
     Assignment,
     Decoding,
@@ -29,7 +34,6 @@ from pipelines.types import (
     Ending,
     Event,
     Failed,
-    GenerationRequest,
     Interrupt,
     ModelInfo,
     Note,
@@ -38,6 +42,7 @@ from pipelines.types import (
     Started,
     Step,
     Stopped,
+    Task,
     WorkerState,
     WorkerStatus,
 )
@@ -79,6 +84,7 @@ class Session:
         self._wrappers = wrappers
         self._to_warm = warm
         self._previews = Previews(cache)
+        self._texts = TextCache()
         self._fitter = fitter or Fitter(device, cache=cache)
         self._capabilities = capabilities(models, device, self._fitter)
 
@@ -141,62 +147,51 @@ class Session:
 
     def _draw(self, assignment: Assignment, emit: Emit, listener: "Listener", report: OnStatus) -> None:
         """If memory runs out: what is left is tried once more, one level lower."""
-        task, info = assignment.task, assignment.model
         left = list(assignment.units)
-        with self._models.use(info, self._teller(report), listener.stop) as model:
-            plan = self._fitter.plan(model, info, task)
-            if self._fitter.backend.reason:
-                emit(Note(text=self._fitter.backend.reason))
+        if self._fitter.backend.reason:
+            emit(Note(text=self._fitter.backend.reason))
+        with self._kit(assignment, emit, listener, report) as kit:
             try:
-                return self._batches(assignment, model, plan, left, emit, listener)
+                return self._batches(assignment, kit, left, emit, listener)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                log.warning("Job %d: out of memory with %s", assignment.job, plan)
-            lower = self._fitter.lower(plan, info, task)  # out here, where no traceback holds on to tensors
-            self._models.free()
-            if lower is None:
-                raise OutOfMemory(TOO_LITTLE)
-            emit(Note(text=f"The picture did not fit into memory as planned ({plan}); it is made with: {lower}."))
+                log.warning("Job %d: out of memory with %s", assignment.job, kit.plan)
+        lower = self._fitter.lower(kit.plan, kit.info, assignment.task)  # no traceback holds on to tensors any more
+        self._models.free()
+        if lower is None:
+            raise OutOfMemory(TOO_LITTLE)
+        emit(Note(text=f"The picture did not fit into memory as planned ({kit.plan}); it is made with: {lower}."))
+        with self._kit(assignment, emit, listener, report) as kit:
             try:
-                self._batches(assignment, model, lower, left, emit, listener)
+                self._batches(assignment, kit, left, emit, listener)
             except (RuntimeError, MemoryError) as error:
                 if is_out_of_memory(error):
-                    self._fitter.lower(lower, info, task)
+                    self._fitter.lower(kit.plan, kit.info, assignment.task)
                 raise
 
-    def _batches(
-        self,
-        assignment: Assignment,
-        model: LoadedModel,
-        plan: Plan,
-        left: list[int],
-        emit: Emit,
-        listener: "Listener",
-    ) -> None:
+    def _kit(self, assignment: Assignment, emit: Emit, listener: "Listener", report: OnStatus) -> JobKit:
+        def use(info: ModelInfo) -> AbstractContextManager[LoadedModel]:
+            return self._models.use(info, self._teller(report), listener.stop)
+
+        note = lambda text: emit(Note(text=text))  # noqa: E731
+        return JobKit(assignment, use, self._fitter, self._texts, self._wrappers, note)
+
+    def _batches(self, assignment: Assignment, kit: JobKit, left: list[int], emit: Emit, listener: "Listener") -> None:
         """All units that are `left`, which is kept up to date."""
-        task = assignment.task
-        with self._fitter.fitted(model, plan, lambda text: emit(Note(text=text))) as fitted:
-            self._previews.map_for(fitted)  # before the denoiser takes its place
-            cond = encode(task, fitted)
-            for batch in batches(task, left):
-                try:
-                    self._batch(assignment, fitted, cond, batch, left, (emit, listener))
-                except Interrupted as interrupted:
-                    if interrupted.how == Interrupt.STOP:
-                        raise
-                    skipped = tuple(unit for unit in batch.wanted if unit in left)
-                    left[:] = [unit for unit in left if unit not in skipped]
-                    emit(Skipped(units=skipped))
+        self._previews.map_for(kit.model())  # before the denoiser takes its place
+        for batch in batches(assignment.task, left):
+            try:
+                self._batch(assignment, kit, batch, left, (emit, listener))
+            except Interrupted as interrupted:
+                if interrupted.how == Interrupt.STOP:
+                    raise
+                skipped = tuple(unit for unit in batch.wanted if unit in left)
+                left[:] = [unit for unit in left if unit not in skipped]
+                emit(Skipped(units=skipped))
 
     def _batch(
-        self,
-        assignment: Assignment,
-        model: Fitted,
-        cond: Cond,
-        batch: Batch,
-        left: list[int],
-        ends: tuple[Emit, "Listener"],
+        self, assignment: Assignment, kit: JobKit, batch: Batch, left: list[int], ends: tuple[Emit, "Listener"]
     ) -> None:
         task, (emit, listener) = assignment.task, ends
         listener.obey()
@@ -207,23 +202,22 @@ class Session:
                 unit = next(unit for unit in batch.wanted if unit in left)
                 emit(Decoding(unit=unit, tile=done, tiles=total))
 
-        model.watch_tiles(on_tile)
-        on_step = self._on_step(assignment, batch, model, emit, listener)
-        for unit, picture in generate(task, model, cond, batch, on_step, self._wrappers):
+        kit.on_tile = on_tile
+        on_step = self._on_step(task, batch, kit, emit, listener)
+        for unit, picture in generate(task, kit, batch, on_step):
             emit(Picture(unit=unit, seed=task.seed_of(unit), png=png(picture)))
             left.remove(unit)
             if any(other in left for other in batch.wanted):
                 listener.obey()
 
-    def _on_step(
-        self, assignment: Assignment, batch: Batch, model: LoadedModel, emit: Emit, listener: "Listener"
-    ) -> Callable[[int, Tensor], None]:
-        unit, steps = batch.wanted[0], assignment.task.steps
+    def _on_step(self, task: Task, batch: Batch, kit: JobKit, emit: Emit, listener: "Listener") -> OnStep:
+        unit, steps = batch.wanted[0], total_steps(task)
 
         def on_step(index: int, x0: Tensor) -> None:
             listener.obey()
-            preview = self._previews.jpeg(model, x0[unit - batch.units[0]], must=index + 1 == steps)
-            emit(Step(unit=unit, step=index + 1, steps=steps, preview=preview))
+            step = min(index + 1, steps)  # some samplers walk further than they were told
+            preview = self._previews.jpeg(kit.in_use, x0[unit - batch.units[0]], must=step == steps)
+            emit(Step(unit=unit, step=step, steps=steps, preview=preview))
             listener.obey()
 
         return on_step

@@ -4,17 +4,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
-from pydantic_core import from_json, to_json
+from pydantic import Field, TypeAdapter
 
-SEED_LIMIT = 2**32
-"""Seeds are drawn below this, as in A1111, so that a seed fits into every tool that reads infotext."""
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, ser_json_bytes="base64", val_json_bytes="base64"
-    )
+from pipelines.frozen import Frozen
+from pipelines.request import GenerationRequest
 
 
 class Kind(StrEnum):
@@ -69,63 +62,13 @@ class ModelInfo(Frozen):
         return f"{self.name} [{self.sha256[:10]}]" if self.sha256 else self.name
 
 
-def check_side(value: int) -> int:
-    if value != 0 and (not 64 <= value <= 4096 or value % 8):
-        raise ValueError("must be a multiple of 8 from 64 to 4096, or 0 for the model's own size")
-    return value
-
-
-Side = Annotated[int, AfterValidator(check_side)]
-
-
-def _storable(extras: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """JSON parsers stop at 200 levels and refuse half a surrogate: what is accepted must be readable again."""
-    try:
-        from_json(b"[" * 100 + to_json(extras) + b"]" * 100)
-    except ValueError as error:
-        raise ValueError("must be text and numbers, nested at most 100 deep") from error
-    return extras
-
-
-Extras = Annotated[dict[str, JsonValue], AfterValidator(_storable)]
-
-
-class GenerationRequest(Frozen):
-    """What to draw. Asked for, it may leave things open (model "", width 0, seed -1); frozen in a job, nothing is."""
-
-    kind: Literal["generate"] = "generate"
-    prompt: str = Field(default="", max_length=20_000)
-    negative_prompt: str = Field(default="", max_length=20_000)
-    model: str = Field(default="", max_length=500, description="Name of a checkpoint; empty: the first one")
-    width: Side = Field(default=0, description="Pixels; 0: the model's own size")
-    height: Side = Field(default=0, description="Pixels; 0: the model's own size")
-    steps: int = Field(default=20, ge=1, le=150)
-    cfg_scale: float = Field(default=7.0, ge=0, le=30, description="Left out: what the model likes best")
-    sampler: str = Field(default="DPM++ 2M", max_length=100)
-    schedule: str = Field(default="Automatic", max_length=100)
-    seed: int = Field(default=-1, ge=-1, lt=2**53, description="Of the first image, +1 for each further one; -1: drawn")
-    batch_count: int = Field(default=1, ge=1, le=100, description="Batches, one after another")
-    batch_size: int = Field(default=1, ge=1, le=16, description="Images that are made at once")
-    vae: str = Field(
-        default="Automatic", max_length=500, description="Automatic, None (the model's own) or a file's name"
-    )
-    text_encoders: tuple[Annotated[str, Field(max_length=500)], ...] = Field(
-        default=(), max_length=4, description="Files to take the text encoders from; empty: chosen by family and shape"
-    )
-    extras: Extras = Field(default={}, description="Settings of extensions, by extension name")
-
-    @property
-    def units(self) -> int:
-        """How many images this asks for."""
-        return self.batch_count * self.batch_size
-
-    def seed_of(self, unit: int) -> int:
-        """Image k of a batch is the single image of seed + k."""
-        return self.seed + unit
-
-
 Task = GenerationRequest
 """Every kind of long work. A second kind makes this a union that is discriminated by `kind`."""
+
+
+def file_key(kind: Kind, name: str) -> str:
+    """A name says nothing without its kind: a LoRA may be called like a checkpoint."""
+    return f"{kind}/{name}"
 
 
 class Assignment(Frozen):
@@ -135,6 +78,8 @@ class Assignment(Frozen):
     task: Task
     model: ModelInfo
     units: tuple[int, ...]
+    files: dict[str, ModelInfo] = Field(default={}, description="Further files that the task names, by `file_key`")
+    images: dict[str, bytes] = Field(default={}, description="The pictures that the task holds, by their names there")
 
 
 class Interrupt(StrEnum):

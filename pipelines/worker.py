@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, TypeAdapter
 
 from pipelines.engine import Interrupts, OnStatus, Session
-from pipelines.types import Assignment, Event, Frozen, Interrupt, ModelInfo, WorkerState, WorkerStatus
+from pipelines.frozen import Frozen
+from pipelines.types import Assignment, Event, Interrupt, ModelInfo, WorkerState, WorkerStatus
 
 log = logging.getLogger(__name__)
 

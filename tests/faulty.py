@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pipelines.families.base import LoadedModel
 from pipelines.loading.manager import ModelManager
+from pipelines.request import GenerationRequest
 from pipelines.samplers import Denoise
 from pipelines.session import Session
-from pipelines.types import GenerationRequest
 
 
 def boot(settings: Mapping[str, JsonValue]) -> Session:

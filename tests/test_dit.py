@@ -18,15 +18,15 @@ from pipelines.errors import BadModel
 from pipelines.families import flux, flux2, qwen, sd3, zimage
 from pipelines.families.base import Cond
 from pipelines.families.flow import PaddedCond, from_patches, patches
-from pipelines.generate import Batch, encode, generate
 from pipelines.loading.parts import Family, Part, Recipe
-from pipelines.memory.fitting import rows
 from pipelines.prompt import parse
+from pipelines.request import GenerationRequest
 from pipelines.samplers import SAMPLERS, ImageNoise, sigmas_for
 from pipelines.tokenizers import bundled
 from pipelines.tokenizers.clip import clip
-from pipelines.types import GenerationRequest, ModelInfo
+from pipelines.types import ModelInfo
 from tests import tiny_dit
+from tests.drawing import draw
 from tests.tiny_dit import Weights
 
 CPU = torch.device("cpu")
@@ -117,16 +117,13 @@ def asked(**values: Any) -> GenerationRequest:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_draws(model: Any, sampler: str) -> None:
     request = asked(sampler=sampler, steps=2, cfg_scale=3)
-    (drawn,) = dict(
-        generate(request, model, encode(request, model), Batch(range(1), (0,)), lambda i, x0: None)
-    ).values()
+    drawn = draw(model, request)[0]
     assert drawn.size == (WIDTH, HEIGHT)
 
 
 def test_odd_sizes_have_their_size(model: Any) -> None:
     request = asked(width=72, height=104, steps=1)
-    pictures = dict(generate(request, model, encode(request, model), Batch(range(1), (0,)), lambda i, x0: None))
-    assert pictures[0].size == (72, 104)
+    assert draw(model, request)[0].size == (72, 104)
 
 
 @torch.inference_mode()
@@ -136,7 +133,7 @@ def test_two_passes_are_one(model: Any) -> None:
     noise = ImageNoise(model.latent_shape(WIDTH, HEIGHT), [1], CPU)()
     whole = model.predict(torch.cat([noise, noise]), 0.8, both)
     for row in (0, 1):
-        alone = model.predict(noise, 0.8, rows(both, slice(row, row + 1)))
+        alone = model.predict(noise, 0.8, both.take([row]))
         torch.testing.assert_close(alone, whole[row : row + 1], atol=1e-4, rtol=1e-4)
 
 

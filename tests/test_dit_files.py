@@ -8,10 +8,12 @@ import torch
 from gguf import GGMLQuantizationType
 
 from pipelines.families.base import LoadedModel
-from pipelines.generate import Batch, encode, generate
 from pipelines.loading.manager import ModelManager
-from pipelines.types import Format, GenerationRequest, ModelInfo
+from pipelines.prompt import parse
+from pipelines.request import GenerationRequest
+from pipelines.types import Format, ModelInfo
 from tests import tiny_dit
+from tests.drawing import draw
 from tests.tiny_dit import Weights, save_gguf, save_single
 
 CPU = torch.device("cpu")
@@ -34,8 +36,7 @@ def load(info: ModelInfo) -> LoadedModel:
 
 def drawn(model: LoadedModel) -> bytes:
     request = GenerationRequest(prompt="a cat", width=64, height=64, steps=2, cfg_scale=1, seed=1, sampler="Euler")
-    pictures = dict(generate(request, model, encode(request, model), Batch(range(1), (0,)), lambda i, x0: None))
-    return pictures[0].tobytes()
+    return draw(model, request)[0].tobytes()
 
 
 COMPANIONS: dict[str, dict[str, Callable[[], Weights]]] = {
@@ -75,9 +76,8 @@ def test_packed_denoisers_draw_nearly_the_same(tmp_path: Path, kind: str) -> Non
     }
     packed = load(model_of(makers[kind](), "flux", others))
     x = torch.randn(1, *packed.latent_shape(64, 64), generator=torch.Generator().manual_seed(0))
-    request = GenerationRequest(prompt="a cat", cfg_scale=1)
     with torch.inference_mode():
-        ours, exact = (model.predict(x, 0.8, encode(request, model)).flatten() for model in (packed, whole))
+        ours, exact = (model.predict(x, 0.8, model.encode([parse("a cat")])).flatten() for model in (packed, whole))
     assert torch.nn.functional.cosine_similarity(ours, exact, dim=0) > 0.97
 
 

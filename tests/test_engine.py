@@ -13,7 +13,8 @@ import pytest
 from pipelines.engine import Engine, InlineEngine, Session
 from pipelines.errors import WorkerDied
 from pipelines.process_engine import ProcessEngine
-from pipelines.types import Assignment, Event, Failed, GenerationRequest, Interrupt, Picture, WorkerState, WorkerStatus
+from pipelines.request import GenerationRequest
+from pipelines.types import Assignment, Event, Failed, Interrupt, Picture, WorkerState, WorkerStatus
 
 
 def make_engine(kind: str, settings: dict[str, Any]) -> Engine:

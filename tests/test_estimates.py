@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.types import GenerationRequest, ModelInfo
+from pipelines.request import GenerationRequest
+from pipelines.types import ModelInfo
 from webui.db import Database
 from webui.estimates import seconds_for
 from webui.events import EventLog

@@ -7,7 +7,7 @@ import pytest
 
 from extensions import loader
 from pipelines.errors import PipelineError
-from pipelines.types import GenerationRequest
+from pipelines.request import GenerationRequest
 
 HOOK = "from extensions import PipelineError, hookimpl\n\n@hookimpl\ndef prepare_request(request):\n"
 

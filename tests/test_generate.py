@@ -9,12 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.conditioning import Told
 from pipelines.errors import UnknownChoice
 from pipelines.families.base import Cond, LoadedModel
 from pipelines.families.sd1 import SD1
-from pipelines.generate import Batch, batches, encode, generate, guided
-from pipelines.samplers import SAMPLERS, Denoise
-from pipelines.types import GenerationRequest
+from pipelines.generate import Batch, batches
+from pipelines.guidance import guided
+from pipelines.kit import SoloKit
+from pipelines.prompt import Term, Wording
+from pipelines.request import GenerationRequest
+from pipelines.samplers import SAMPLERS, Denoise, Sigmas
+from pipelines.scene import Scene
+from pipelines.stages import stages
+from tests.drawing import draw
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +32,6 @@ def model(tiny: Path) -> SD1:
 def request(**values: Any) -> GenerationRequest:
     defaults = {"prompt": "a cat", "negative_prompt": "rain", "width": 64, "height": 64, "steps": 4, "seed": 5}
     return GenerationRequest(**{**defaults, **values})
-
-
-def draw(model: SD1, asked: GenerationRequest, wanted: range | None = None) -> dict[int, PIL.Image.Image]:
-    cond = encode(asked, model)
-    pictures: dict[int, PIL.Image.Image] = {}
-    for batch in batches(asked, range(asked.units) if wanted is None else wanted):
-        pictures.update(generate(asked, model, cond, batch, lambda i, x0: None))
-    return pictures
 
 
 def difference(one: PIL.Image.Image, other: PIL.Image.Image) -> int:
@@ -86,11 +85,29 @@ def test_guidance_goes_from_the_negative_prompt_to_the_prompt() -> None:
         def predict(self, x: Tensor, sigma: float, cond: Cond) -> Tensor:
             return cond.tokens * torch.ones_like(x)
 
-    cond = Cond(torch.tensor([[3.0], [1.0]])).repeated(2)
-    assert cond.tokens.tolist() == [[3.0], [3.0], [1.0], [1.0]]
-    two: Any = Two()
-    assert guided(two, cond, 2.5)(torch.zeros(2, 1), 1.0).tolist() == [[6.0], [6.0]]
-    assert guided(two, Cond(torch.tensor([[3.0]])), 1.0)(torch.zeros(1, 1), 1.0).tolist() == [[3.0]]
+    def asked(wording: Wording, scale: float) -> Denoise:
+        told = Told(Cond(torch.tensor([3.0, 1.0, 2.0])[:, None, None, None]), wording)
+        stage = stages(request(cfg_scale=scale))[0]
+        two: Any = Two()
+        return guided(Scene(request(), stage, SoloKit(two), two, told, range(2), Sigmas([1.0, 0.0])))
+
+    x = torch.zeros(2, 1, 1, 1)
+    assert asked(Wording(("", "", ""), (Term((0,), 1.0),), (1,)), 2.5)(x, 1.0).flatten().tolist() == [6.0, 6.0]
+    assert asked(Wording(("", "", ""), (Term((0,), 1.0),), ()), 1.0)(x, 1.0).flatten().tolist() == [3.0, 3.0]
+    both = Wording(("", "", ""), (Term((0,), 1.0), Term((2,), -0.5)), (1,))  # 1 + 2.5 (2 - 0.5)
+    assert asked(both, 2.5)(x, 1.0).flatten().tolist() == [4.75, 4.75]
+
+
+def test_texts_are_encoded_once(model: SD1) -> None:
+    kit, calls = SoloKit(model), []
+    hook = model.text_encoder.register_forward_hook(lambda module, inputs, output: calls.append(1))
+    first, again = (draw(kit, request(seed=5))[0] for _ in range(2))
+    draw(kit, request(seed=6, steps=5))
+    assert len(calls) == 1
+    assert first.tobytes() == again.tobytes()
+    draw(kit, request(prompt="a dog"))
+    hook.remove()
+    assert len(calls) == 2
 
 
 def test_the_negative_prompt_counts(model: SD1) -> None:
@@ -116,17 +133,7 @@ def test_extensions_wrap_the_denoiser_outermost_last(model: SD1) -> None:
         return wrap
 
     asked = request(steps=2)
-    batch = batches(asked, [0])[0]
-    wrapped = dict(
-        generate(
-            asked,
-            model,
-            encode(asked, model),
-            batch,
-            lambda i, x0: None,
-            (named("first"), lambda *_: None, named("second")),
-        )
-    )
+    wrapped = draw(model, asked, wrappers=(named("first"), lambda *_: None, named("second")))
     assert order == ["second", "first"] * 2
     assert wrapped[0].tobytes() == draw(model, asked)[0].tobytes()
 

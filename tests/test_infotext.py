@@ -6,7 +6,8 @@ import pytest
 
 from pipelines import infotext
 from pipelines.errors import PipelineError
-from pipelines.types import GenerationRequest, ModelInfo
+from pipelines.request import GenerationRequest
+from pipelines.types import ModelInfo
 
 MODEL = ModelInfo(name="tiny", family="sd1", path=Path(), size_bytes=1, width=64, height=64, sha256="ab" * 32)
 REQUEST = GenerationRequest(prompt="a cat", model="tiny", width=64, height=72, seed=7, steps=9, cfg_scale=6.5)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import PipelineError
-from pipelines.types import GenerationRequest, ModelInfo
+from pipelines.request import GenerationRequest
+from pipelines.types import ModelInfo
 from webui import db, events, jobs
 from webui.db import MIGRATIONS, Database
 from webui.events import EventLog

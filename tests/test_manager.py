@@ -14,12 +14,13 @@ import torch
 
 from pipelines.errors import BadModel, ModelNotFound, PipelineError
 from pipelines.families.base import LoadedModel
-from pipelines.generate import batches, encode, generate
 from pipelines.loading.manager import LoadStopped, ModelManager, default_budget
 from pipelines.loading.parts import Family, Part
 from pipelines.loading.weights import open_weights
-from pipelines.types import GenerationRequest, Interrupt, ModelInfo, WorkerState, WorkerStatus
+from pipelines.request import GenerationRequest
+from pipelines.types import Interrupt, ModelInfo, WorkerState, WorkerStatus
 from tests.checkpoints import save, save_checkpoint
+from tests.drawing import draw
 from tests.tiny import info
 
 CPU = torch.device("cpu")
@@ -46,9 +47,7 @@ def quiet(status: WorkerStatus) -> None: ...
 
 def picture(model: LoadedModel) -> np.ndarray[Any, Any]:
     request = GenerationRequest(prompt="a cat", width=64, height=64, steps=2, seed=1, sampler="Euler")
-    [batch] = batches(request, [0])
-    [(_, found)] = generate(request, model, encode(request, model), batch, lambda i, x0: None)
-    return np.asarray(found)
+    return np.asarray(draw(model, request)[0])
 
 
 def arenas() -> int:

@@ -1,6 +1,7 @@
 """How far a job is, and how long it will still take."""
 
-from pipelines.types import GenerationRequest, Step
+from pipelines.request import GenerationRequest
+from pipelines.types import Step
 from webui.progress import Progress
 
 

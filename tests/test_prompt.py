@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from pipelines.prompt import LIMIT, parse
+from pipelines.prompt.attention import LIMIT, parse
 
 
 @pytest.mark.parametrize(

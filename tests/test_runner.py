@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from pipelines.engine import InlineEngine
-from pipelines.types import GenerationRequest, ModelInfo
+from pipelines.request import GenerationRequest
+from pipelines.types import ModelInfo
 from webui.db import Database
 from webui.events import EventLog
 from webui.jobs import JobStore

@@ -64,15 +64,14 @@ def test_pictures_are_those_of_diffusers(tiny: Path) -> None:
     """The same prompt, seed, steps and guidance through diffusers' own pipeline, to the last picture."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
-    from pipelines.generate import batches, encode, generate
-    from pipelines.types import GenerationRequest
+    from pipelines.request import GenerationRequest
+    from tests.drawing import draw
 
     model = SD1.load(tiny, CPU)
     request = GenerationRequest(
         prompt="a cat", negative_prompt="rain", width=64, height=96, steps=8, seed=3, sampler="Euler", schedule="Karras"
     )
-    batch = batches(request, [0])[0]
-    [(_, ours)] = generate(request, model, encode(request, model), batch, lambda i, x0: None)
+    ours = draw(model, request)[0]
     pipe = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None, dtype=torch.float32)
     pipe.scheduler = EulerDiscreteScheduler.from_config(
         pipe.scheduler.config, use_karras_sigmas=True, timestep_spacing="linspace"

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from pipelines.errors import OutOfMemory, WorkerDied
 from pipelines.families.base import LoadedModel
-from pipelines.generate import WrapDenoise
 from pipelines.loading.manager import ModelManager
 from pipelines.memory.fitting import Choices, Fitter
 from pipelines.memory.planner import Level, Plan
 from pipelines.process_engine import ProcessEngine
+from pipelines.request import GenerationRequest
 from pipelines.samplers import SAMPLERS, SCHEDULE_NAMES, Denoise
+from pipelines.scene import WrapDenoise
 from pipelines.session import Session, readable_errors
 from pipelines.types import (
     EVENT,
@@ -32,7 +33,6 @@ from pipelines.types import (
     Ending,
     Event,
     Failed,
-    GenerationRequest,
     Interrupt,
     Note,
     Picture,

@@ -11,7 +11,8 @@ from fastapi.testclient import TestClient
 
 import app
 from pipelines.engine import InlineEngine
-from pipelines.types import Capabilities, GenerationRequest, WorkerStatus
+from pipelines.request import GenerationRequest
+from pipelines.types import Capabilities, WorkerStatus
 from webui import ui
 from webui.config import Settings
 from webui.ui.components import ASSETS, asset

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from pipelines.device import choose_device
 from pipelines.families.base import LoadedModel
-from pipelines.generate import WrapDenoise
 from pipelines.loading.manager import ModelManager
+from pipelines.request import GenerationRequest
 from pipelines.samplers import Denoise
+from pipelines.scene import WrapDenoise
 from pipelines.session import Session
-from pipelines.types import Format, GenerationRequest, ModelInfo
+from pipelines.types import Format, ModelInfo
 
 NONE: Mapping[str, ModelInfo] = {}
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from pipelines.errors import ModelNotFound, PipelineError
 from pipelines.library.registry import Registry
-from pipelines.types import GenerationRequest, Kind, ModelInfo
+from pipelines.request import GenerationRequest
+from pipelines.types import Kind, ModelInfo
 from webui.downloads import DownloadInfo, Downloads, DownloadState
 from webui.jobs import JobStore
 

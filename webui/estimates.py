@@ -4,9 +4,12 @@ from statistics import median
 
 from pydantic import ValidationError
 
+from pipelines.frozen import Frozen
 from pipelines.memory import planner as memory
 from pipelines.memory.planner import Load, PartSize, Plan, Room, Wish
-from pipelines.types import Capabilities, Frozen, GenerationRequest, ModelInfo, Task, WorkerStatus
+from pipelines.request import GenerationRequest
+from pipelines.stages import extent
+from pipelines.types import Capabilities, ModelInfo, Task, WorkerStatus
 from webui.db import Database
 
 LOOK_BACK = 20
@@ -43,14 +46,10 @@ def estimate(
     free_bytes = worker.free_bytes
     plan = None
     if capabilities is not None and free_bytes is not None:
-        guided = request.cfg_scale != 1
         load = Load(
             family=model.family,
             parts=part_sizes(model, capabilities.dtypes),
-            width=request.width,
-            height=request.height,
-            batch=request.batch_size,
-            guided=guided,
+            **extent(request)._asdict(),
         )
         wish = Wish(placement=capabilities.placement, storage=capabilities.storage)
         room = Room(free_bytes=free_bytes, host=capabilities.device == "cpu")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
-from pipelines.types import Frozen
+from pipelines.frozen import Frozen
 from webui.db import Database
 
 KEEP = 20_000

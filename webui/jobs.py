@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.types import Frozen, ModelInfo, Task
+from pipelines.frozen import Frozen
+from pipelines.types import ModelInfo, Task
 from webui.db import Database
 from webui.events import EventLog, EventType
 from webui.outputs import PictureInfo, number_of

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import computed_field
 
 from pipelines.errors import PipelineError
-from pipelines.types import Frozen
+from pipelines.frozen import Frozen
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}

@@ -14,17 +14,8 @@ from pipelines.engine import Engine
 from pipelines.errors import ModelNotFound, PipelineError, UnknownChoice
 from pipelines.library.registry import Registry
 from pipelines.library.watcher import Watcher
-from pipelines.types import (
-    SEED_LIMIT,
-    Capabilities,
-    Format,
-    GenerationRequest,
-    Interrupt,
-    Kind,
-    ModelInfo,
-    WorkerState,
-    WorkerStatus,
-)
+from pipelines.request import SEED_LIMIT, GenerationRequest
+from pipelines.types import Capabilities, Format, Interrupt, Kind, ModelInfo, WorkerState, WorkerStatus
 from webui.arrivals import Arrivals
 from webui.convert import converted
 from webui.db import Database

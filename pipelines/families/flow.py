@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import PIL.Image
 import torch
@@ -22,15 +22,13 @@ class PaddedCond(Cond):
 
     lengths: tuple[int, ...] = ()
 
+    ROWS: ClassVar[tuple[str, ...]] = (*Cond.ROWS, "lengths")
+
     @classmethod
     def of(cls, rows: Sequence[Tensor]) -> "PaddedCond":
         """From token features [tokens, width] of each prompt."""
         padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
         return cls(padded, lengths=tuple(len(row) for row in rows))
-
-    def repeated(self, count: int) -> "PaddedCond":
-        lengths = tuple(length for length in self.lengths for _ in range(count))
-        return PaddedCond(self.tokens.repeat_interleave(count, 0), lengths=lengths)
 
     @property
     def mask(self) -> Tensor | None:

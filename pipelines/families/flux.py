@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import BadModel
-from pipelines.families.base import Cond
+from pipelines.families.base import PLAIN, Cond, Reading
 from pipelines.families.flow import FlowModel, from_patches, patches, places
 from pipelines.families.words import clip_pooled, t5_features
 from pipelines.loading.parts import Family, Part
@@ -43,7 +43,7 @@ class Flux(FlowModel):
         if not self.fill and config.in_channels != config.out_channels:
             raise BadModel(f"{info.name} draws after another picture, as control models do. These cannot be run yet.")
 
-    def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond:
+    def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
         tokens = t5_features(self.parts["text_encoder_2"], prompts, self.tokens, self.device)
         return Cond(tokens, clip_pooled(self.parts["text_encoder"], prompts, self.device))
 

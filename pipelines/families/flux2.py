@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import BadModel
-from pipelines.families.base import Cond
+from pipelines.families.base import PLAIN, Cond, Reading
 from pipelines.families.flow import FlowModel, from_patches, patches, places
 from pipelines.families.words import qwen_states, text_of
 from pipelines.loading.parts import Family, Part
@@ -36,7 +36,7 @@ class Flux2(FlowModel):
         if self.transformer.config.guidance_embeds:
             raise BadModel(f"{info.name} is FLUX.2 dev, which cannot be run yet. Take FLUX.2 klein.")
 
-    def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond:
+    def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
         """The filled-up places are told as well, as in training."""
         rows = []
         for spans in prompts:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pipelines.families.base import Cond
+from pipelines.families.base import PLAIN, Cond, Reading
 from pipelines.families.flow import FlowModel, PaddedCond, from_patches, patches
 from pipelines.families.words import qwen_states, text_of
 from pipelines.loading.parts import Family, Part
@@ -39,7 +39,7 @@ class QwenImage(FlowModel):
         super().__init__(parts, device)
         self.levels = FLOWS.get(info.variant, FLOWS[""])
 
-    def encode(self, prompts: Sequence[Sequence[Span]]) -> PaddedCond:
+    def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> PaddedCond:
         rows = []
         part = self.parts["text_encoder"]
         for spans in prompts:

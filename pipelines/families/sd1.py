@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from pipelines.families.base import Cond
+from pipelines.families.base import PLAIN, Cond, Reading
 from pipelines.families.clip import ClipPrompts, tokenizer_of, weighted
 from pipelines.families.unet import UNetModel
 from pipelines.loading.parts import Family, Part, Recipe
@@ -33,7 +33,7 @@ class SD1(UNetModel):
         self._prompts = ClipPrompts(tokenizer_of(info.path), parts["text_encoder"])
         self.tokenizer = self._prompts.tokenizer
 
-    def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond:
+    def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
         """Rows of [chunks * 77, width]."""
         chunks = self._prompts.chunks(prompts, self.device, self.PAD)
         features = weighted(self.text_encoder(chunks.ids)[0].float(), chunks.weights)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines.families.base import Cond
+from pipelines.families.base import PLAIN, Cond, Reading
 from pipelines.families.flow import FlowModel
 from pipelines.families.words import clip_states, t5_features
 from pipelines.loading.parts import Family, Part
@@ -34,7 +34,7 @@ class SD3(FlowModel):
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
         super().__init__(parts, device)
 
-    def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond:
+    def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
         """[prompts, 77 + 256, T5's width]: CLIP's features side by side, filled up with zeros, then T5's."""
         little, pooled = clip_states(self.parts["text_encoder"], prompts, self.device)
         big, pooled_big = clip_states(self.parts["text_encoder_2"], prompts, self.device, pad=CLIP_G_PAD)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pipelines.families.base import Cond
+from pipelines.families.base import PLAIN, Cond, Reading
 from pipelines.families.clip import OPEN_CLIP_PAD, Chunks, ClipPrompts, tokenizer_of, weighted
 from pipelines.families.unet import UNetModel
 from pipelines.loading.parts import Config, Family, Part, Recipe
@@ -46,7 +46,7 @@ class SDXL(UNetModel):
     def schedule(self, path: Path) -> Config:
         return {**super().schedule(path), **({"rescale_betas_zero_snr": True} if ZERO_SNR in names_in(path) else {})}
 
-    def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond:
+    def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
         """Rows of [chunks * 77, width of both], and the pooled output of the first chunk of each."""
         first = self._prompts.chunks(prompts, self.device)
         second = self._prompts.chunks(prompts, self.device, OPEN_CLIP_PAD)
@@ -90,7 +90,7 @@ class Refiner(SDXL):
     def _tokenizer(self, path: Path) -> ClipPrompts:
         return ClipPrompts(tokenizer_of(path, "tokenizer_2"), self.parts["text_encoder_2"])
 
-    def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond:
+    def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
         """The mark of each row is the last number of what is pooled."""
         features, pooled = self._features("text_encoder_2", self._prompts.chunks(prompts, self.device, OPEN_CLIP_PAD))
         marks = torch.tensor([[LIKED], *[[DISLIKED]] * (len(prompts) - 1)], device=self.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import BadModel, PipelineError
-from pipelines.families.base import Cond
+from pipelines.families.base import PLAIN, Cond, Reading
 from pipelines.loading.checkpoint import load_parts, read_config
 from pipelines.loading.parts import Config, Part, Recipe
 from pipelines.prompt import Span
@@ -66,7 +66,7 @@ class UNetModel(ABC):
         return EXTRA[extra]
 
     @abstractmethod
-    def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond: ...
+    def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond: ...
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return (self.vae.config.latent_channels, height // self.scale, width // self.scale)

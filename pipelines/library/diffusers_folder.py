@@ -10,10 +10,12 @@ from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
 from pipelines.errors import BadModel
+from pipelines.frozen import Frozen
 from pipelines.library.detect import Finding, native, refine
 from pipelines.library.headers.pickles import read as read_pickle
 from pipelines.library.headers.safetensors import read as read_safetensors
-from pipelines.types import Frozen, Kind, check_side
+from pipelines.request import check_side
+from pipelines.types import Kind
 
 INDEX = "model_index.json"
 CARD = "inkstone.json"

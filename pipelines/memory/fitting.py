@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ from torch import Tensor
 from pipelines import attention, processors
 from pipelines.decoding import OnTile, VAEWork
 from pipelines.device import NAMES, device_name, free_bytes, read_facts, write_facts
-from pipelines.families.base import Cond, LoadedModel
+from pipelines.families.base import PLAIN, Cond, LoadedModel, Reading
 from pipelines.loading.parts import Part
 from pipelines.memory.leaves import size_of
 from pipelines.memory.placement import Residency, apply
 from pipelines.memory.planner import Level, Load, PartSize, Plan, Room, Wish, at_most, degrade, plan
 from pipelines.prompt import Span
+from pipelines.request import GenerationRequest
 from pipelines.samplers import NoiseLevels
-from pipelines.types import GenerationRequest, ModelInfo
+from pipelines.stages import extent
+from pipelines.types import ModelInfo
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +70,7 @@ class Fitter:
         load = Load(
             family=info.family,
             parts={name: self._size(part) for name, part in model.parts.items()},
-            width=task.width,
-            height=task.height,
-            batch=task.batch_size,
-            guided=task.cfg_scale != 1,
+            **extent(task)._asdict(),
         )
         found = plan(load, Room(free_bytes=self.free_bytes(), host=self.device.type == "cpu"), self.choices.wish)
         lesson = self._lesson(info, task)
@@ -148,7 +147,8 @@ class Fitter:
 
     def _lesson_name(self, info: ModelInfo, task: GenerationRequest) -> str:
         where = f"{device_name(self.device)} {self.choices.vram_gb or 'all'} GB"
-        return f"plan {where} {info.path} {task.width}x{task.height}x{task.batch_size}"
+        width, height, batch, _ = extent(task)
+        return f"plan {where} {info.path} {width}x{height}x{batch}"
 
     def _remember(self, name: str, value: object) -> None:
         self._lessons[name] = value
@@ -173,8 +173,8 @@ class Fitted:
     def watch_tiles(self, on_tile: OnTile) -> None:
         self._work.on_tile = on_tile
 
-    def encode(self, prompts: Sequence[Sequence[Span]]) -> Cond:
-        return self.inner.encode(prompts)
+    def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
+        return self.inner.encode(prompts, reading)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self.inner.latent_shape(width, height)
@@ -183,24 +183,14 @@ class Fitted:
         if not self.plan.split_cfg or len(x) == 1:
             return self.inner.predict(x, sigma, cond)
         half = -(-len(x) // 2)
-        pieces = [(x[at], rows(cond, at)) for at in (slice(0, half), slice(half, None))]
-        return torch.cat([self.inner.predict(piece, sigma, told) for piece, told in pieces])
+        pieces = (range(half), range(half, len(x)))
+        return torch.cat([self.inner.predict(x[at.start : at.stop], sigma, cond.take(at)) for at in pieces])
 
     def to_latent(self, pixels: Tensor) -> Tensor:
         return self.inner.to_latent(pixels)
 
     def decode(self, latent: Tensor) -> PIL.Image.Image:
         return self.inner.decode(latent)
-
-
-def rows(cond: Cond, at: slice) -> Cond:
-    """Some of the rows, of every field that has one for each."""
-    count = len(cond.tokens)
-    values = {known.name: getattr(cond, known.name) for known in fields(cond)}
-    cut: dict[str, Any] = {
-        name: value[at] for name, value in values.items() if isinstance(value, Tensor | tuple) and len(value) == count
-    }
-    return replace(cond, **cut)
 
 
 def _alike(held: Plan, wanted: Plan) -> bool:

@@ -16,8 +16,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipelines.frozen import Frozen
 from pipelines.memory.activations import LEAVES, TEXT_BYTES, TILES, denoiser_bytes, vae_bytes
-from pipelines.types import Frozen
 
 MIB, GIB = 2**20, 2**30
 DENOISERS = ("unet", "transformer", "prior")

@@ -7,7 +7,8 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field, ValidationError
 
 from pipelines.errors import PipelineError
-from pipelines.types import GenerationRequest, Kind, ModelInfo
+from pipelines.request import GenerationRequest
+from pipelines.types import Kind, ModelInfo
 from webui.api.errors import ErrorBody, sentence
 from webui.estimates import Estimate
 from webui.studio import Studio

@@ -7,7 +7,8 @@ from fastapi import APIRouter, Header, Path, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from pipelines.types import GenerationRequest, WorkerStatus
+from pipelines.request import GenerationRequest
+from pipelines.types import WorkerStatus
 from webui import VERSION
 from webui.api.errors import ErrorBody
 from webui.jobs import Job

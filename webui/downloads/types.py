@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field
 
 from pipelines.errors import PipelineError
-from pipelines.types import Frozen, Kind
+from pipelines.frozen import Frozen
+from pipelines.types import Kind
 
 HUGGING_FACE = "https://huggingface.co"
 CIVITAI = "https://civitai.com"

@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 
 from pipelines.errors import PipelineError
-from pipelines.types import GenerationRequest, ModelInfo
+from pipelines.request import GenerationRequest
+from pipelines.types import ModelInfo
 from webui.i18n import t
 from webui.studio import Studio
 

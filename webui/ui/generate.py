@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from pipelines import infotext
 from pipelines.errors import PipelineError
-from pipelines.types import GenerationRequest, Kind
+from pipelines.request import GenerationRequest
+from pipelines.types import Kind
 from webui.i18n import t
 from webui.ui.components import (
     MAY_FAIL,

@@ -1,4 +1,4 @@
-"""The prompt language: `(word)`, `[word]`, `(word:1.2)`, `\\(`. Never fails, takes time in proportion to the text."""
+"""Weights in a prompt: `(word)`, `[word]`, `(word:1.2)`, `\\(`. Never fails, takes time in proportion to the text."""
 
 import re
 from typing import NamedTuple

@@ -1,0 +1,104 @@
+"""What a job may reach for: its checkpoints, one in use at a time, its other files and its pictures."""
+
+import io
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Self
+
+import PIL.Image
+
+from pipelines.conditioning import TextCache
+from pipelines.decoding import OnTile
+from pipelines.errors import ModelNotFound, PipelineError
+from pipelines.families.base import LoadedModel
+from pipelines.memory.fitting import Fitted, Fitter
+from pipelines.memory.planner import Plan
+from pipelines.scene import WrapDenoise
+from pipelines.types import Assignment, Kind, ModelInfo, file_key
+
+Use = Callable[[ModelInfo], AbstractContextManager[LoadedModel]]
+"""Holds a model in memory as long as it is used."""
+
+
+class JobKit:
+    """Of a job in a worker. A checkpoint is fitted into memory when it is asked for, and the one before makes room."""
+
+    plan: Plan
+    """Of the checkpoint in use."""
+    info: ModelInfo
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        use: Use,
+        fitter: Fitter,
+        texts: TextCache,
+        wrappers: Sequence[WrapDenoise],
+        note: Callable[[str], None],
+    ) -> None:
+        self.texts, self.wrappers, self.note = texts, wrappers, note
+        self._assignment, self._use, self._fitter = assignment, use, fitter
+        self.on_tile: OnTile = lambda done, total: None
+        self._stack = ExitStack()
+        self._name: str | None = None
+        self._fitted: Fitted | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def model(self, name: str = "") -> Fitted:
+        if self._fitted is None or self._name != name:
+            self._stack.close()
+            self._fitted = None
+            self.info = self.file(Kind.CHECKPOINT, name) if name else self._assignment.model
+            model = self._stack.enter_context(self._use(self.info))
+            self.plan = self._fitter.plan(model, self.info, self._assignment.task)
+            self._fitted = self._stack.enter_context(self._fitter.fitted(model, self.plan, self.note))
+            self._fitted.watch_tiles(lambda done, total: self.on_tile(done, total))
+            self._name = name
+        return self._fitted
+
+    @property
+    def in_use(self) -> Fitted:
+        return self._fitted or self.model()
+
+    def file(self, kind: Kind, name: str) -> ModelInfo:
+        try:
+            return self._assignment.files[file_key(kind, name)]
+        except KeyError as error:
+            raise ModelNotFound(f"There is no {kind} named {name!r}. Refresh the list of models.") from error
+
+    def image(self, name: str) -> PIL.Image.Image:
+        try:
+            picture = PIL.Image.open(io.BytesIO(self._assignment.images[name]))
+            picture.load()
+        except (KeyError, OSError) as error:
+            raise PipelineError(f"A picture of this job is not there any more ({name[:20]}). Give it again.") from error
+        return picture
+
+
+class SoloKit:
+    """One checkpoint and nothing else: for benchmarks, tests and programs that call `generate` themselves."""
+
+    def __init__(self, model: LoadedModel, wrappers: Sequence[WrapDenoise] = ()) -> None:
+        self.texts = TextCache()
+        self.wrappers = wrappers
+        self.notes: list[str] = []
+        self._model = model
+
+    def model(self, name: str = "") -> LoadedModel:
+        if name:
+            raise ModelNotFound(f"There is no checkpoint named {name!r} here.")
+        return self._model
+
+    def file(self, kind: Kind, name: str) -> ModelInfo:
+        raise ModelNotFound(f"There is no {kind} named {name!r} here.")
+
+    def image(self, name: str) -> PIL.Image.Image:
+        raise PipelineError("There are no pictures here.")
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)

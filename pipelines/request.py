@@ -1,0 +1,254 @@
+"""What may be asked of a picture: one frozen model, and one more for each feature that can be left out.
+
+Names of choices are A1111's, so that its infotext, its API and its tutorials mean the same here.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, JsonValue
+from pydantic_core import from_json, to_json
+
+from pipelines.frozen import Frozen
+
+SEED_LIMIT = 2**32
+"""Seeds are drawn below this, as in A1111, so that a seed fits into every tool that reads infotext."""
+LARGEST_SIDE = 4096
+
+
+def check_side(value: int) -> int:
+    if value != 0 and (not 64 <= value <= LARGEST_SIDE or value % 8):
+        raise ValueError(f"must be a multiple of 8 from 64 to {LARGEST_SIDE}, or 0 for the model's own size")
+    return value
+
+
+def _storable(extras: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """JSON parsers stop at 200 levels and refuse half a surrogate: what is accepted must be readable again."""
+    try:
+        from_json(b"[" * 100 + to_json(extras) + b"]" * 100)
+    except ValueError as error:
+        raise ValueError("must be text and numbers, nested at most 100 deep") from error
+    return extras
+
+
+Side = Annotated[int, AfterValidator(check_side)]
+Extras = Annotated[dict[str, JsonValue], AfterValidator(_storable)]
+Text = Annotated[str, Field(max_length=20_000)]
+Name = Annotated[str, Field(max_length=500)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=-1, lt=2**53)]
+
+Image = Annotated[
+    str,
+    Field(
+        max_length=100 * 2**20,
+        description="A picture. Asked for: base64, a data URL, or the id of a picture in outputs/; "
+        "frozen in a job: `sha256:` and the hash of what is kept in outputs/.inputs",
+    ),
+]
+
+ResizeMode = Literal["Just resize", "Crop and resize", "Resize and fill", "Just resize (latent upscale)"]
+MaskedContent = Literal["fill", "original", "latent noise", "latent nothing"]
+Emphasis = Literal["Original", "No norm", "Ignore", "None"]
+ControlMode = Literal["Balanced", "My prompt is more important", "ControlNet is more important"]
+
+
+class Noise(Frozen):
+    """Where the noise comes from that a picture begins with, and that is added on the way."""
+
+    rng: Literal["CPU", "GPU", "NV"] = Field(
+        default="CPU", description="CPU: the same on every machine; GPU: the device's own; NV: as an NVIDIA card draws"
+    )
+    variation_seed: Seed = Field(default=-1, description="Of the noise that is mixed in; -1: drawn")
+    variation_strength: Share = Field(default=0.0, description="0: none; 1: the picture of the variation seed")
+    resize_from: tuple[Side, Side] = Field(
+        default=(0, 0), description="Draw the noise of this width and height, so that a seed keeps its composition"
+    )
+    delta: int = Field(default=0, ge=0, lt=2**32, description="ENSD: added to the seed of noise after the first")
+
+
+class Sampling(Frozen):
+    """How the solver walks, beyond sampler, schedule and steps. None: what the sampler does by itself."""
+
+    eta: float | None = Field(default=None, ge=0, le=10, description="Share of noise that ancestral samplers add")
+    s_churn: float = Field(default=0.0, ge=0, le=100, description="Karras et al. 2022, algorithm 2")
+    s_tmin: float = Field(default=0.0, ge=0)
+    s_tmax: float = Field(default=0.0, ge=0, description="0: no limit")
+    s_noise: float = Field(default=1.0, ge=0, le=2)
+    sigma_min: float = Field(default=0.0, ge=0, description="Of the schedule; 0: the model's own")
+    sigma_max: float = Field(default=0.0, ge=0, description="Of the schedule; 0: the model's own")
+    rho: float = Field(default=0.0, ge=0, le=100, description="Of Karras' schedule; 0: 7, of polyexponential 1")
+    discard_penultimate: bool | None = Field(default=None, description="Leave out the last noise level but one")
+    sgm_noise: bool = Field(default=False, description="First noise times sqrt(1 + sigma^2), as Stability's SGM does")
+
+
+class Guidance(Frozen):
+    """What is done to classifier-free guidance and to the network on the way. All off by default."""
+
+    rescale: Share = Field(default=0.0, description="Lin et al. 2023: how far to bring the spread back")
+    start: Share = Field(default=0.0, description="Guide only from this share of the steps on")
+    end: Share = Field(default=1.0, description="Guide only up to this share of the steps")
+    min_sigma: float = Field(default=0.0, ge=0, le=15, description="NGMS: below, every other step is not guided")
+    apg: Share = Field(default=0.0, description="Adaptive projected guidance: share of the parallel part left out")
+    apg_norm: float = Field(default=15.0, ge=0, description="Its largest update, as a norm over the latent; 0: any")
+    apg_momentum: float = Field(default=-0.5, ge=-1, le=1)
+    pag: float = Field(default=0.0, ge=0, le=30, description="Scale of perturbed-attention guidance")
+    freeu: tuple[float, float, float, float] | None = Field(default=None, description="FreeU: b1, b2, s1, s2")
+    token_merging: float = Field(default=0.0, ge=0, le=0.9, description="Share of tokens that are merged")
+
+
+class Soft(Frozen):
+    """Soft inpainting: the mask is a question of degree, and of the step."""
+
+    bias: float = Field(default=1.0, ge=0, le=8, description="Schedule bias: above 1 keeps the original longer")
+    preservation: float = Field(default=0.5, ge=0, le=8, description="Preservation strength")
+    contrast: float = Field(default=4.0, ge=1, le=32, description="Transition contrast boost")
+    influence: Share = Field(default=0.0, description="Mask influence on the final composite")
+    difference_threshold: float = Field(default=0.5, ge=0, le=8)
+    difference_contrast: float = Field(default=2.0, ge=0, le=8)
+
+
+class Outpaint(Frozen):
+    """How far the canvas grows, in pixels of the picture to start from. The new part is what is painted."""
+
+    left: int = Field(default=0, ge=0, le=LARGEST_SIDE)
+    right: int = Field(default=0, ge=0, le=LARGEST_SIDE)
+    up: int = Field(default=0, ge=0, le=LARGEST_SIDE)
+    down: int = Field(default=0, ge=0, le=LARGEST_SIDE)
+    overlap: int = Field(default=16, ge=0, le=256, description="So much of the old picture is painted over")
+
+
+class Start(Frozen):
+    """A picture to start from: img2img, inpainting, outpainting, editing by instruction."""
+
+    image: Image
+    denoising_strength: Share = Field(default=0.75, description="0: the picture itself; 1: nothing of it is left")
+    resize_mode: ResizeMode = "Just resize"
+    mask: Image | None = Field(default=None, description="White is painted, black is kept bit for bit")
+    mask_invert: bool = False
+    mask_blur: int = Field(default=4, ge=0, le=256, description="Pixels")
+    masked_content: MaskedContent = "original"
+    only_masked: bool = Field(default=False, description="Paint the masked area at the full size, then put it back")
+    padding: int = Field(default=32, ge=0, le=1024, description="Pixels around the mask, with only_masked")
+    soft: Soft | None = None
+    outpaint: Outpaint | None = None
+    noise_multiplier: float = Field(default=1.0, ge=0, le=1.5)
+    color_correction: bool = Field(default=False, description="Give the result the colours of the original")
+    all_steps: bool = Field(default=False, description="Do all steps, not the share that the strength leaves")
+    image_cfg_scale: float = Field(default=1.5, ge=0, le=30, description="Of models that edit by instruction")
+
+
+class Hires(Frozen):
+    """A second pass at a larger size. What is empty or 0 is as in the first."""
+
+    upscaler: Name = Field(default="Latent", description="A latent mode, Lanczos, Nearest or an upscaler's file")
+    scale: float = Field(default=2.0, ge=1, le=8)
+    width: Side = Field(default=0, description="With height instead of scale; one of them 0: by the ratio")
+    height: Side = 0
+    steps: int = Field(default=0, ge=0, le=150)
+    denoising_strength: Share = 0.7
+    sampler: Name = ""
+    schedule: Name = ""
+    cfg_scale: float = Field(default=0.0, ge=0, le=30)
+    prompt: Text = ""
+    negative_prompt: Text = ""
+    model: Name = ""
+
+
+class Refiner(Frozen):
+    """Another checkpoint for the last steps."""
+
+    model: Name
+    switch_at: Share = Field(default=0.8, description="Share of the steps after which it takes over")
+
+
+class Control(Frozen):
+    """A ControlNet or T2I adapter, and the picture that it follows."""
+
+    model: Name
+    image: Image | None = Field(default=None, description="None: the picture to start from")
+    mask: Image | None = Field(default=None, description="For inpainting: what is painted")
+    module: Name = Field(default="none", description="Preprocessor")
+    weight: float = Field(default=1.0, ge=0, le=2)
+    start: Share = 0.0
+    end: Share = 1.0
+    mode: ControlMode = "Balanced"
+    resize_mode: ResizeMode = "Crop and resize"
+    pixel_perfect: bool = Field(default=True, description="Preprocess at the size of the result")
+    resolution: int = Field(default=512, ge=64, le=2048, description="Of the preprocessor, without pixel_perfect")
+    threshold_a: float | None = None
+    threshold_b: float | None = None
+    union_type: Name = Field(default="", description="What a Union ControlNet is to follow; empty: by the module")
+
+
+class Reference(Frozen):
+    """A picture whose content or style is taken over: by an IP-Adapter, or without weights by its attention."""
+
+    image: Image
+    model: Name = Field(default="", description="An IP-Adapter; empty: style by shared self-attention")
+    weight: float = Field(default=1.0, ge=0, le=3)
+    start: Share = 0.0
+    end: Share = 1.0
+    mask: Image | None = Field(default=None, description="Where it counts; None: everywhere")
+
+
+class Region(Frozen):
+    """A prompt for a part of the picture: an area in shares of width and height, or a mask."""
+
+    prompt: Text
+    area: tuple[Share, Share, Share, Share] = Field(default=(0, 0, 1, 1), description="Left, top, width, height")
+    mask: Image | None = None
+    weight: float = Field(default=1.0, ge=0, le=10)
+
+
+class Faces(Frozen):
+    """Faces are restored by a network of their own, after the picture is done."""
+
+    model: Name = Field(description="A file of GFPGAN, CodeFormer, ...")
+    visibility: Share = 1.0
+    weight: Share = Field(default=0.5, description="CodeFormer: 0 is the strongest")
+
+
+class GenerationRequest(Frozen):
+    """What to draw. Asked for, it may leave things open (model "", width 0, seed -1); frozen in a job, nothing is."""
+
+    kind: Literal["generate"] = "generate"
+    prompt: Text = ""
+    negative_prompt: Text = ""
+    styles: tuple[Name, ...] = Field(default=(), max_length=50, description="Names from styles.csv")
+    model: Name = Field(default="", description="Name of a checkpoint; empty: the first one")
+    width: Side = Field(default=0, description="Pixels; 0: the model's own size")
+    height: Side = Field(default=0, description="Pixels; 0: the model's own size")
+    steps: int = Field(default=20, ge=1, le=150)
+    cfg_scale: float = Field(default=7.0, ge=0, le=30, description="Left out: what the model likes best")
+    sampler: str = Field(default="DPM++ 2M", max_length=100)
+    schedule: str = Field(default="Automatic", max_length=100)
+    seed: Seed = Field(default=-1, description="Of the first image, +1 for each further one; -1: drawn")
+    batch_count: int = Field(default=1, ge=1, le=100, description="Batches, one after another")
+    batch_size: int = Field(default=1, ge=1, le=16, description="Images that are made at once")
+    vae: Name = Field(default="Automatic", description="Automatic, None (the model's own) or a file's name")
+    text_encoders: tuple[Name, ...] = Field(
+        default=(), max_length=4, description="Files to take the text encoders from; empty: chosen by family and shape"
+    )
+    clip_skip: int = Field(default=0, ge=0, le=12, description="CLIP layers to stop before, from 1; 0: the family's")
+    emphasis: Emphasis = Field(default="Original", description="What weights in the prompt do")
+    tiling: Literal["", "x", "y", "both"] = Field(default="", description="Edges that fit together")
+    noise: Noise = Noise()
+    sampling: Sampling = Sampling()
+    guidance: Guidance = Guidance()
+    start: Start | None = None
+    hires: Hires | None = None
+    refiner: Refiner | None = None
+    controls: tuple[Control, ...] = Field(default=(), max_length=10)
+    references: tuple[Reference, ...] = Field(default=(), max_length=10)
+    regions: tuple[Region, ...] = Field(default=(), max_length=20)
+    faces: Faces | None = None
+    extras: Extras = Field(default={}, description="Settings of extensions, by extension name")
+
+    @property
+    def units(self) -> int:
+        """How many images this asks for."""
+        return self.batch_count * self.batch_size
+
+    def seed_of(self, unit: int) -> int:
+        """Image k of a batch is the single image of seed + k."""
+        return self.seed + unit

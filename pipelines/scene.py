@@ -1,0 +1,77 @@
+"""One pass over one batch, as every feature sees it; and what a job may reach for while it is worked on."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import PIL.Image
+import torch
+
+from pipelines.conditioning import TextCache, Told
+from pipelines.families.base import LoadedModel
+from pipelines.request import GenerationRequest
+from pipelines.samplers import Denoise, Sigmas
+from pipelines.stages import Stage
+from pipelines.types import Kind, ModelInfo
+
+WrapDenoise = Callable[[Denoise, LoadedModel, GenerationRequest], Denoise | None]
+"""How extensions take part: one function around another. None leaves the denoiser as it is. The inner function is
+called at least once a step, with sigma as a plain number."""
+
+
+class Kit(Protocol):
+    """What a job may reach for."""
+
+    texts: TextCache
+    wrappers: Sequence[WrapDenoise]
+
+    def model(self, name: str = "") -> LoadedModel:
+        """This checkpoint, fitted into memory; empty: the job's own. The one that was in use before goes out of use."""
+        ...
+
+    def file(self, kind: Kind, name: str) -> ModelInfo:
+        """Another file that the request names. Raises ModelNotFound."""
+        ...
+
+    def image(self, name: str) -> PIL.Image.Image:
+        """A picture that the request holds. Raises PipelineError."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something is done in another way than asked: what, why, what helps."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scene:
+    request: GenerationRequest
+    stage: Stage
+    kit: Kit
+    model: LoadedModel
+    told: Told
+    units: range
+    sigmas: Sigmas
+    """The noise levels that are walked, down to 0."""
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.request.seed_of(unit) for unit in self.units]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def step(self, sigma: float) -> int:
+        """Counted from 0: the step within which the denoiser is asked at this level."""
+        passed = sum(level >= sigma * (1 - 1e-6) for level in self.sigmas[:-1])
+        return max(0, passed - 1)
+
+    def share(self, sigma: float) -> float:
+        """Of the steps that are done by then, from 0 to 1."""
+        return self.step(sigma) / max(1, len(self.sigmas) - 1)
+
+
+Feature = Callable[[Scene, Denoise], AbstractContextManager[Denoise]]
+"""What a pass can have beyond prompt and steps. It changes networks on the way in and back on the way out, and gives
+the denoiser that it was given or one around it. Does nothing where the request does not ask for it."""

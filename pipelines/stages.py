@@ -1,0 +1,112 @@
+"""The passes of a picture: the first, and a second one at a larger size if it is asked for. Pure, without torch."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from pipelines.request import GenerationRequest, Hires
+
+GRID = 8
+"""Sides of pictures are multiples of this: a latent is 8 pixels."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: Literal["first", "hires"]
+    width: int
+    height: int
+    steps: int
+    sampler: str
+    schedule: str
+    cfg_scale: float
+    prompt: str
+    negative_prompt: str
+    model: str = ""
+    """Name of the checkpoint; empty: the job's."""
+    strength: float = 1.0
+    """How much is drawn anew: 1 begins with pure noise, 0 does nothing."""
+    all_steps: bool = False
+    """`steps` are walked whatever the strength; else only the share of them that the strength leaves."""
+
+    @property
+    def planned_steps(self) -> int:
+        """For so many steps the schedule is made, of which the last `walked_steps` are walked."""
+        if self.strength >= 1 or not self.all_steps:
+            return self.steps
+        return int(self.steps / min(self.strength, 0.999)) if self.strength else 0
+
+    @property
+    def walked_steps(self) -> int:
+        """As in A1111: of 20 steps at strength 0.75 there are 16."""
+        if self.strength >= 1:
+            return self.steps
+        if not self.strength:
+            return 0
+        return self.steps if self.all_steps else int(min(self.strength, 0.999) * self.steps) + 1
+
+
+def stages(request: GenerationRequest) -> tuple[Stage, ...]:
+    first = Stage(
+        "first",
+        request.width,
+        request.height,
+        request.steps,
+        request.sampler,
+        request.schedule,
+        request.cfg_scale,
+        request.prompt,
+        request.negative_prompt,
+        strength=request.start.denoising_strength if request.start else 1.0,
+        all_steps=request.start.all_steps if request.start else False,
+    )
+    return (first, _second(first, request.hires)) if request.hires else (first,)
+
+
+def _second(first: Stage, hires: Hires) -> Stage:
+    width, height = hires_size(first.width, first.height, hires)
+    return Stage(
+        "hires",
+        width,
+        height,
+        hires.steps or first.steps,
+        hires.sampler or first.sampler,
+        hires.schedule or first.schedule,
+        hires.cfg_scale or first.cfg_scale,
+        hires.prompt or first.prompt,
+        hires.negative_prompt or first.negative_prompt,
+        hires.model,
+        hires.denoising_strength,
+        all_steps=True,
+    )
+
+
+def hires_size(width: int, height: int, hires: Hires) -> tuple[int, int]:
+    """By the scale, by one side and the ratio, or both sides as given."""
+    if hires.width and hires.height:
+        return hires.width, hires.height
+    scale = hires.width / width if hires.width else hires.height / height if hires.height else hires.scale
+    return hires.width or on_grid(width * scale), hires.height or on_grid(height * scale)
+
+
+def on_grid(side: float) -> int:
+    return max(GRID, round(side / GRID) * GRID)
+
+
+def total_steps(request: GenerationRequest) -> int:
+    """How many steps the user sees."""
+    return sum(stage.walked_steps for stage in stages(request))
+
+
+class Extent(NamedTuple):
+    """The most that a picture asks of memory at once."""
+
+    width: int
+    height: int
+    batch: int
+    guided: bool
+
+
+def extent(request: GenerationRequest) -> Extent:
+    plan = stages(request)
+    largest = max(plan, key=lambda stage: stage.width * stage.height)
+    guided = any(stage.cfg_scale != 1 for stage in plan)
+    return Extent(largest.width, largest.height, request.batch_size, guided)
