@@ -119,7 +119,7 @@ def test_a_missing_part_and_a_cut_off_one_are_named(models: Path, tmp_path: Path
     assert "vae/" in broken(tmp_path).detail
     assert "cut off" in broken(tmp_path).detail
     weights.unlink()
-    assert "is missing" in broken(tmp_path).detail
+    assert "no weights in tiny/vae" in broken(tmp_path).detail
 
 
 # names and folders

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.errors import BadModel, ModelNotFound
-from pipelines.loading.weights import Pages, names_in, open_weights, stamp, weight_files
+from pipelines.loading.weights import Pages, names_in, open_weights, stamp
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4, dtype=torch.float16)
 
@@ -109,41 +109,6 @@ def test_pages_that_are_let_go_of_read_the_same_again(tmp_path: Path) -> None:
         pages.let_go(tensor)
     assert torch.equal(found["a"], torch.arange(100_000.0))
     assert torch.equal(own, torch.arange(100_000.0)), "memory that is no file's is left alone"
-
-
-LAYOUTS: dict[str, tuple[str, ...]] = {
-    "diffusers": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
-    "transformers": ("model.safetensors", "pytorch_model.bin"),
-    "half precision": ("diffusion_pytorch_model.fp16.safetensors",),
-    "both precisions": ("model.safetensors", "model.fp16.safetensors"),
-    "a pickle": ("pytorch_model.bin",),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_weights_of_a_network_in_a_folder(tmp_path: Path, layout: str) -> None:
-    for name in LAYOUTS[layout]:
-        write(tmp_path / name, {"a": A})
-    assert [file.name for file in weight_files(tmp_path)] == [LAYOUTS[layout][0]]
-    assert torch.equal(open_weights(tmp_path)["a"], A)
-
-
-@pytest.mark.parametrize(
-    "index", ["model.safetensors.index.json", "model.safetensors.index.fp16.json", "model.fp16.safetensors.index.json"]
-)
-def test_shards(tmp_path: Path, index: str) -> None:
-    write(tmp_path / "model-00001-of-00002.safetensors", {"a": A})
-    write(tmp_path / "model-00002-of-00002.safetensors", {"b": B})
-    (tmp_path / index).write_text(
-        json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}})
-    )
-    assert open_weights(tmp_path).keys() == {"a", "b"}
-    (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(BadModel, match=r"model-00002-of-00002\.safetensors is missing"):
-        open_weights(tmp_path)
-    (tmp_path / index).write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
-    with pytest.raises(BadModel, match="is missing"):
-        open_weights(tmp_path)
 
 
 def cut(path: Path) -> None:

@@ -371,7 +371,7 @@ def llama_cpp(kind: str, weights: Weights) -> Weights:
     """A text encoder under the names that llama.cpp's converter gives."""
     from pipelines.loading.recipes import qwen_text, t5
 
-    inner = {"t5": t5.LLAMA_CPP, "qwen": qwen_text.LLAMA_CPP}[kind]
+    inner = {"t5": t5.LLAMA_CPP, "qwen": qwen_text.LLAMA_CPP}[kind].inside
     outer = {
         "t5": {"shared.": "token_embd.", "encoder.final_layer_norm.": "enc.output_norm.", "encoder.block.": "enc.blk."},
         "qwen": {"model.embed_tokens.": "token_embd.", "model.norm.": "output_norm.", "model.layers.": "blk."},

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pipelines.errors import BadModel, PipelineError
 from pipelines.families.base import PLAIN, Cond, Reading
-from pipelines.loading.checkpoint import load_parts, read_config
+from pipelines.library.network_folder import read_json
+from pipelines.loading.checkpoint import load_parts
 from pipelines.loading.parts import Config, Part, Recipe
 from pipelines.prompt import Span
 from pipelines.samplers import NoiseLevels
@@ -54,7 +55,7 @@ class UNetModel(ABC):
 
     def schedule(self, path: Path) -> Config:
         """As a folder in diffusers' layout says it; the usual one for single files."""
-        return read_config(path / "scheduler" / "scheduler_config.json") if path.is_dir() else SCHEDULE
+        return read_json(path / "scheduler" / "scheduler_config.json") if path.is_dir() else SCHEDULE
 
     def _kind(self) -> str:
         extra = self.unet.config.in_channels - self.vae.config.latent_channels

@@ -1,31 +1,25 @@
 """diffusers folders: model_index.json says what is inside, each network's config.json what it is, headers how large."""
 
-import re
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
-from pydantic_core import from_json
 
 from pipelines.errors import BadModel
 from pipelines.frozen import Frozen
 from pipelines.library.detect import Finding, native, refine
 from pipelines.library.headers.pickles import read as read_pickle
 from pipelines.library.headers.safetensors import read as read_safetensors
+from pipelines.library.network_folder import read_json, weight_files
 from pipelines.request import check_side
 from pipelines.types import Kind
 
 INDEX = "model_index.json"
 CARD = "inkstone.json"
-STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-VARIANTS = ("", ".fp16", ".bf16", ".fp32")
-"""Of two copies of the weights diffusers takes the one without such a word; so do we."""
-
 NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 DRAWS = ("unet", "transformer")
-PLAIN_NAME = re.compile(r"[\w.-]+")
 
 
 class Card(Frozen):
@@ -97,33 +91,10 @@ def identify(folder: Path) -> Finding:
     return found if card.cfg_scale is None else found._replace(cfg_scale=card.cfg_scale)
 
 
-def weights_of(folder: Path) -> list[Path]:
-    """The files that hold a network's weights, all shards of it. Raises BadModel if one is missing."""
-    for stem in STEMS:
-        for variant in VARIANTS:
-            for name in (f"{stem}{variant}.safetensors", f"{stem}{variant}.bin"):
-                if (folder / name).is_file():
-                    return [folder / name]
-            for name in (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json"):
-                if (folder / name).is_file():
-                    return _shards(folder, name)
-    raise BadModel(f"{folder.name}/{STEMS[0]}.safetensors is missing. Get the folder again.")
-
-
 def denoiser_of(folder: Path) -> list[Path]:
     """The weights by which a diffusers folder is known."""
     part = next((name for name in DRAWS if (folder / name).is_dir()), DRAWS[0])
-    return weights_of(folder / part)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = from_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BadModel(f"{file.parent.name}/{file.name} cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise BadModel(f"{file.name} does not hold a JSON object.")
-    return content
+    return weight_files(folder / part)
 
 
 def _given(index: Mapping[str, Any], name: str) -> bool:
@@ -135,17 +106,6 @@ def _fits(row: Row, config: Mapping[str, Any]) -> bool:
     return all(config.get(key) == value for key, value in row.config.items())
 
 
-def _shards(folder: Path, index: str) -> list[Path]:
-    found = read_json(folder / index).get("weight_map")
-    names = sorted({str(name) for name in found.values()}) if isinstance(found, dict) else []
-    if not names or not all(PLAIN_NAME.fullmatch(name) for name in names):
-        raise BadModel(f"{folder.name}/{index} does not say in which files the weights are.")
-    for name in names:
-        if not (folder / name).is_file():
-            raise BadModel(f"{folder.name}/{name} is missing. Get the folder again.")
-    return [folder / name for name in names]
-
-
 def _networks(folder: Path, index: Mapping[str, Any]) -> tuple[dict[str, int], str]:
     """Bytes of each network, and the dtype of the one that draws."""
     sizes: dict[str, int] = {}
@@ -154,7 +114,7 @@ def _networks(folder: Path, index: Mapping[str, Any]) -> tuple[dict[str, int], s
         if not _given(index, part):
             continue
         sizes[part] = 0
-        for file in weights_of(folder / part):
+        for file in weight_files(folder / part):
             read = read_safetensors if file.suffix == ".safetensors" else read_pickle
             try:
                 header = read(file)

@@ -30,7 +30,7 @@ SCHEMA = (
 )
 
 CHUNK_BYTES = 4 * 2**20
-RULES = ("adapters.py", "detect.py", "diffusers_folder.py", "look.py", "signatures.py", "headers")
+RULES = ("adapters.py", "detect.py", "diffusers_folder.py", "look.py", "network_folder.py", "signatures.py", "headers")
 """Findings depend on these: with other ones, files are looked at again."""
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ import xxhash
 from torch import Tensor, nn
 
 from pipelines.errors import BadModel
+from pipelines.library.network_folder import read_json, weight_files
 from pipelines.loading.arena import ALIGNMENT, Arena, allocate, padded
 from pipelines.loading.parts import Config, Dtypes, Part, Recipe, Tensors
 from pipelines.loading.weights import Pages, Stamp, open_weights, stamp
@@ -117,16 +118,6 @@ def word_for(part: str) -> str:
     return WORDS.get(part, (part, ""))[0]
 
 
-def read_config(path: Path) -> Config:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadModel(f"{path.parent.name}/{path.name} cannot be read ({error}). Download the model again.") from error
-    if not isinstance(config, dict):
-        raise BadModel(f"{path.parent.name}/{path.name} holds no settings. Download the model again.")
-    return config
-
-
 def stamps(info: ModelInfo) -> tuple[Stamp, ...]:
     """Of everything that the model is loaded from."""
     return (stamp(info.path), *(stamp(companion.path) for companion in info.companions.values()))
@@ -146,7 +137,7 @@ class Opened:
         if info.path.is_dir():
             if folder == info.path and companion is None:
                 raise self._lacking(part)
-            settings = read_config(folder / "config.json") if recipe.settings else None
+            settings = read_json(folder / "config.json") if recipe.settings else None
             return Source(part, folder, stamp(folder), self._open(folder), settings)
         tensors = below(self._open(info.path), recipe.prefixes, alone=companion is not None or len(info.parts) == 1)
         if not tensors:
@@ -288,7 +279,17 @@ def read_ahead(model: ModelInfo) -> None:
     """Ask the system to have the files at hand, which it does beside everything else. Not all systems can."""
     if not hasattr(os, "posix_fadvise"):
         return
-    paths = [model.path, *(companion.path for companion in model.companions.values())]
-    for file in (file for path in paths for file in (path.rglob("*.safetensors") if path.is_dir() else [path])):
-        with contextlib.suppress(OSError), file.open("rb") as opened:
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    for path in (model.path, *(companion.path for companion in model.companions.values())):
+        for file in _files(path):
+            with contextlib.suppress(OSError), file.open("rb") as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """What `open_weights` will open of it; nothing where something is missing, which the load itself says."""
+    folders = [folder for folder in path.iterdir() if folder.is_dir()] if path.is_dir() else []
+    if not folders:
+        yield path
+    for folder in folders:
+        with contextlib.suppress(BadModel, OSError):
+            yield from weight_files(folder)

@@ -21,6 +21,7 @@ from torch.serialization import safe_globals
 from pipelines.errors import BadModel, ModelNotFound
 from pipelines.library.headers import read_header
 from pipelines.library.headers import safetensors as header
+from pipelines.library.network_folder import weight_files
 from pipelines.loading.parts import Tensors
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -36,10 +37,6 @@ METADATA = (
     "numpy.ndarray",
 )
 """What trainers leave beside the weights. It is dropped: these names stand for `Dropped`, not for what they say."""
-
-STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-VARIANTS = ("", ".fp32", ".fp16", ".bf16")
-"""How diffusers and transformers name the weights of one network in its folder."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -92,30 +89,6 @@ def stamp(path: Path) -> Stamp:
     except OSError as error:
         raise ModelNotFound(f"The model's files are gone: there is nothing at {path}. Refresh the list.") from error
     return tuple((str(file), status.st_size, status.st_mtime_ns) for file, status in found)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of one network: safetensors before pickles, full precision before half, one file before shards."""
-    for suffix in (".safetensors", ".bin"):
-        for variant in VARIANTS:
-            for stem in STEMS:
-                if (whole := folder / f"{stem}{variant}{suffix}").is_file():
-                    return [whole]
-                for index in (f"{stem}{suffix}.index{variant}.json", f"{stem}{variant}{suffix}.index.json"):
-                    if (folder / index).is_file():
-                        return _shards(folder / index)
-    raise BadModel(f"There are no weights in {folder.parent.name}/{folder.name}. Download the model again.")
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadModel(f"{index.name} is damaged ({error}). Download the model again.") from error
-    missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
-    if missing or not names:
-        raise BadModel(f"The weights are not complete, {', '.join(missing[:3])} is missing. Download the model again.")
-    return [index.parent / name for name in names]
 
 
 def names_in(path: Path) -> frozenset[str]:

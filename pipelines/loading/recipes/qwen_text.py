@@ -1,16 +1,16 @@
 """The text halves of Qwen3 and Qwen2.5-VL, in transformers' layout or llama.cpp's, without eyes and voice."""
 
-import re
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model, Qwen2RotaryEmbedding
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3RotaryEmbedding
 
 from pipelines.loading.parts import Config, Tensors
+from pipelines.loading.recipes.llama_cpp import LlamaCpp
 from pipelines.loading.recipes.packed import packable
 from pipelines.loading.recipes.shapes import Shapes
 
@@ -26,34 +26,30 @@ PREFIXES = (
 HEAD = 128
 """Of every Qwen2.5 from 1.5B up; Qwen3's stands in the shape of its norms."""
 
-LLAMA_CPP = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_norm": "input_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "ffn_norm": "post_attention_layernorm",
-}
-_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
-_ENDS = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
+LLAMA_CPP = LlamaCpp(
+    block="blk.",
+    layers="layers.",
+    inside={
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "attn_q_norm": "self_attn.q_norm",
+        "attn_k_norm": "self_attn.k_norm",
+        "attn_norm": "input_layernorm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+        "ffn_norm": "post_attention_layernorm",
+    },
+    ends={"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"},
+)
+OURS = ("layers.", "embed_tokens.", "norm.")
 
 
 def _names(tensors: Tensors) -> Tensors:
-    named: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        block = _BLOCK.fullmatch(name)
-        if block and block[2] in LLAMA_CPP:
-            named[f"layers.{block[1]}.{LLAMA_CPP[block[2]]}.{block[3]}"] = tensor
-        elif name in _ENDS:
-            named[_ENDS[name]] = tensor
-        elif name.startswith(("layers.", "embed_tokens.", "norm.")):
-            named[name] = tensor
-    return named
+    named = {LLAMA_CPP.own(name) or name: tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in named.items() if name.startswith(OURS)}
 
 
 def _config(shapes: Shapes) -> Config:

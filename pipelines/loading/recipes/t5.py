@@ -1,42 +1,41 @@
 """T5's encoder, which reads prompts for SD 3 and Flux, in transformers' layout or llama.cpp's."""
 
-import re
-
 from torch import Tensor, nn
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5Stack
 
 from pipelines.loading.parts import Config, Tensors
+from pipelines.loading.recipes.llama_cpp import LlamaCpp
 from pipelines.loading.recipes.packed import packable
 from pipelines.loading.recipes.shapes import Shapes
 
 PREFIXES = ("text_encoders.t5xxl.transformer.", "")
 
-LLAMA_CPP = {
-    "attn_q": "layer.0.SelfAttention.q",
-    "attn_k": "layer.0.SelfAttention.k",
-    "attn_v": "layer.0.SelfAttention.v",
-    "attn_o": "layer.0.SelfAttention.o",
-    "attn_rel_b": "layer.0.SelfAttention.relative_attention_bias",
-    "attn_norm": "layer.0.layer_norm",
-    "ffn_gate": "layer.1.DenseReluDense.wi_0",
-    "ffn_up": "layer.1.DenseReluDense.wi_1",
-    "ffn_down": "layer.1.DenseReluDense.wo",
-    "ffn_norm": "layer.1.layer_norm",
-}
-ENDS = {"token_embd.weight": "embed_tokens.weight", "enc.output_norm.weight": "final_layer_norm.weight"}
+LLAMA_CPP = LlamaCpp(
+    block="enc.blk.",
+    layers="block.",
+    inside={
+        "attn_q": "layer.0.SelfAttention.q",
+        "attn_k": "layer.0.SelfAttention.k",
+        "attn_v": "layer.0.SelfAttention.v",
+        "attn_o": "layer.0.SelfAttention.o",
+        "attn_rel_b": "layer.0.SelfAttention.relative_attention_bias",
+        "attn_norm": "layer.0.layer_norm",
+        "ffn_gate": "layer.1.DenseReluDense.wi_0",
+        "ffn_up": "layer.1.DenseReluDense.wi_1",
+        "ffn_down": "layer.1.DenseReluDense.wo",
+        "ffn_norm": "layer.1.layer_norm",
+    },
+    ends={"token_embd.weight": "embed_tokens.weight", "enc.output_norm.weight": "final_layer_norm.weight"},
+)
 OTHERS = ("decoder.", "dec.", "lm_head.", "spiece_model")
-_BLOCK = re.compile(r"enc\.blk\.(\d+)\.(\w+)\.weight")
 
 
 def _names(tensors: Tensors) -> Tensors:
     named: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        block = _BLOCK.fullmatch(name)
-        if block and block[2] in LLAMA_CPP:
-            named[f"block.{block[1]}.{LLAMA_CPP[block[2]]}.weight"] = tensor
-        elif name in ENDS:
-            named[ENDS[name]] = tensor
+        if own := LLAMA_CPP.own(name):
+            named[own] = tensor
         elif name.startswith("shared."):
             named[name.replace("shared.", "embed_tokens.", 1)] = tensor
         elif not name.startswith(OTHERS):
