@@ -73,6 +73,8 @@ def staged(request: GenerationRequest, stage: Stage, kit: Kit, units: range) -> 
     """Everything that is known before the first step of a pass."""
     model = kit.model(stage.model)
     wording = worded(stage.prompt, stage.negative_prompt, stage.steps, guided=stage.cfg_scale != 1)
+    for note in wording.notes:
+        kit.note(note)
     reading = Reading(request.clip_skip, request.emphasis)
     return Scene(request, stage, kit, model, told(model, wording, reading, kit.texts), units, sigmas_of(stage, kit))
 
