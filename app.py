@@ -50,8 +50,10 @@ def create_app(settings: Settings, engine: Engine) -> "FastAPI":
     from webui import VERSION, api, ui
     from webui.db import Database
     from webui.downloads import Downloads, Hooks, Rules, Tokens
+    from webui.inputs import Inputs
     from webui.library import Library
     from webui.outputs import Outputs
+    from webui.resolve import Resolver
     from webui.studio import Studio
 
     plugins = loader.load(settings.extensions)
@@ -64,7 +66,9 @@ def create_app(settings: Settings, engine: Engine) -> "FastAPI":
     hooks = Hooks(identify=kind_of, on_done=arrived, on_change=lambda: studio.downloads_changed())
     rules = Rules(huggingface=settings.hf_mirror, allowed_hosts=frozenset(settings.download_hosts))
     downloads = Downloads(db, settings.models_dir, Tokens(settings.outputs / "tokens.json"), rules, hooks)
-    studio = Studio(engine, db, registry, outputs, downloads, partial(loader.prepare, plugins))
+    inputs = Inputs(settings.inputs, settings.outputs)
+    resolver = Resolver(db, registry, inputs, partial(loader.prepare, plugins))
+    studio = Studio(engine, db, resolver, outputs, downloads)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

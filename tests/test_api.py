@@ -1,5 +1,6 @@
 """The native API over the whole application, with a real session on a tiny model in this process."""
 
+import base64
 import contextlib
 import io
 import json
@@ -324,3 +325,26 @@ def test_a_plan_of_what_cannot_be_asked_for_says_why(client: TestClient, wish: d
     answer = client.get("/api/v1/plan", params=wish)
     assert answer.status_code == 200
     assert words in answer.json()["trouble"]
+
+
+def test_a_picture_is_given_once_and_named_in_jobs(client: TestClient) -> None:
+    data = io.BytesIO()
+    PIL.Image.new("RGB", (64, 64), "red").save(data, "PNG")
+    answer = client.post("/api/v1/inputs", content=data.getvalue())
+    assert (answer.status_code, answer.json()["width"]) == (201, 64)
+    name = answer.json()["id"]
+    again = client.get(f"/api/v1/inputs/{name}")
+    assert (again.content, again.headers["content-type"]) == (data.getvalue(), "image/png")
+    text = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    number = submit(client, start={"image": text, "denoising_strength": 0.5})
+    assert job(client, number)["task"]["start"]["image"] == name
+    assert finished(client, number)["state"] == "done"
+
+
+def test_a_picture_that_is_none_is_refused(client: TestClient) -> None:
+    answer = client.post("/api/v1/inputs", content=b"not a picture")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (422, "BadPicture")
+    for start in ("%%%", "2020-01-01/nothing.png"):
+        refused = client.post("/api/v1/jobs", json={"start": {"image": start}})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (422, "BadPicture")
+    assert client.get("/api/v1/inputs/..%2Flibrary.sqlite").status_code in (404, 422)

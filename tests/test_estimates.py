@@ -11,6 +11,7 @@ from webui.estimates import seconds_for
 from webui.events import EventLog
 from webui.jobs import JobStore
 from webui.outputs import PictureInfo
+from webui.resolve import Resolved
 
 MODEL = ModelInfo(name="tiny", family="sd1", path=Path("m"), size_bytes=1, width=64, height=64)
 TASK = GenerationRequest(prompt="a", seed=5, width=64, height=64, steps=10)
@@ -24,7 +25,7 @@ def db(tmp_path: Path) -> Database:
 def drawn(db: Database, seconds: float, model: ModelInfo = MODEL, task: GenerationRequest = TASK) -> None:
     """A job that took so long."""
     jobs = JobStore(db, EventLog(db))
-    job = jobs.add(task, model)
+    job = jobs.add(Resolved(task, model, {}))
     jobs.claim()
     for unit in range(task.units):
         path = f"d/{job.id}-{unit}.png"

@@ -14,6 +14,7 @@ from webui.db import MIGRATIONS, Database
 from webui.events import EventLog
 from webui.jobs import JobState, JobStore
 from webui.outputs import PictureInfo
+from webui.resolve import Resolved
 
 MODEL = ModelInfo(name="tiny", family="sd1", path=Path("m"), size_bytes=1, width=64, height=64)
 TASK = GenerationRequest(prompt="a", seed=5, batch_count=2, batch_size=2, width=64, height=64)
@@ -48,7 +49,7 @@ def save(store: Store, job: int, unit: int) -> None:
 
 
 def test_the_life_of_a_job(store: Store) -> None:
-    job = store.add(TASK, MODEL)
+    job = store.add(Resolved(TASK, MODEL, {}))
     assert (job.state, job.task, job.model) == (JobState.QUEUED, TASK, MODEL)
     claimed = store.claim()
     assert claimed
@@ -67,7 +68,7 @@ def test_the_life_of_a_job(store: Store) -> None:
 
 
 def test_it_is_all_on_the_disk(store: Store, tmp_path: Path) -> None:
-    job = store.add(TASK, MODEL)
+    job = store.add(Resolved(TASK, MODEL, {}))
     other = Store(tmp_path / "library.sqlite")
     assert other.get(job.id) == job
     assert other.log.since(0) == store.log.since(0)
@@ -75,7 +76,7 @@ def test_it_is_all_on_the_disk(store: Store, tmp_path: Path) -> None:
 
 def test_two_runners_never_take_the_same(store: Store) -> None:
     for _ in range(40):
-        store.add(TASK, MODEL)
+        store.add(Resolved(TASK, MODEL, {}))
     taken: list[int] = []
 
     def runner() -> None:
@@ -91,7 +92,7 @@ def test_two_runners_never_take_the_same(store: Store) -> None:
 
 
 def test_an_interrupted_job_goes_on_before_later_ones_with_what_is_missing(store: Store) -> None:
-    first, second = store.add(TASK, MODEL), store.add(TASK, MODEL)
+    first, second = store.add(Resolved(TASK, MODEL, {})), store.add(Resolved(TASK, MODEL, {}))
     store.claim()
     save(store, first.id, 0)
     store.reserve(first.id, 1, "d/00001-6.png")  # and then the power went
@@ -108,7 +109,7 @@ def test_an_interrupted_job_goes_on_before_later_ones_with_what_is_missing(store
 
 
 def test_closing_the_application_is_no_attempt_of_the_job(store: Store) -> None:
-    job = store.add(TASK, MODEL)
+    job = store.add(Resolved(TASK, MODEL, {}))
     for _ in range(5):
         store.claim()
         store.requeue(job.id, "closed", to_blame=False)
@@ -117,7 +118,7 @@ def test_closing_the_application_is_no_attempt_of_the_job(store: Store) -> None:
 
 
 def test_a_job_of_another_version_fails_alone(store: Store) -> None:
-    odd, good = store.add(TASK, MODEL), store.add(TASK, MODEL)
+    odd, good = store.add(Resolved(TASK, MODEL, {})), store.add(Resolved(TASK, MODEL, {}))
     store.db.execute("UPDATE jobs SET task = ? WHERE id = ?", '{"kind": "from the future"}', odd.id)
     assert (claimed := store.claim())
     assert claimed.id == good.id
@@ -128,7 +129,7 @@ def test_a_job_of_another_version_fails_alone(store: Store) -> None:
 
 
 def test_retry_takes_ended_jobs_only(store: Store) -> None:
-    job = store.add(TASK, MODEL)
+    job = store.add(Resolved(TASK, MODEL, {}))
     assert store.retry(job.id) is None
     store.claim()
     save(store, job.id, 0)
@@ -142,7 +143,7 @@ def test_retry_takes_ended_jobs_only(store: Store) -> None:
 
 
 def test_numbers_count_what_was_reserved(store: Store) -> None:
-    job = store.add(TASK, MODEL)
+    job = store.add(Resolved(TASK, MODEL, {}))
     store.reserve(job.id, 0, "2026-01-02/00041-5.png")
     assert store.highest_number("2026-01-02") == 41
     assert store.highest_number("2026-01-03") == 0
@@ -161,9 +162,9 @@ def test_what_was_missed_comes_in_pages_without_a_gap(store: Store) -> None:
 def test_history_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "KEEP", 3)
     monkeypatch.setattr(events, "KEEP", 4)
-    waiting = store.add(TASK, MODEL)
+    waiting = store.add(Resolved(TASK, MODEL, {}))
     for _ in range(6):
-        store.done(store.add(TASK, MODEL).id, 1)
+        store.done(store.add(Resolved(TASK, MODEL, {})).id, 1)
     store.prune()
     store.log.prune()
     assert [job.id for job in store.recent()] == [7, 6, 5, waiting.id]
@@ -177,20 +178,20 @@ def test_a_failed_transaction_leaves_neither_job_nor_event(store: Store) -> None
 
     def add_and_fail() -> None:
         with store.db.transaction():
-            store.add(TASK, MODEL)
+            store.add(Resolved(TASK, MODEL, {}))
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         add_and_fail()
     assert store.recent() == []
     assert store.types() == []
-    store.add(TASK, MODEL)
+    store.add(Resolved(TASK, MODEL, {}))
     assert store.types() == ["queued"]
 
 
 def test_migrations_run_once_and_a_newer_database_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "library.sqlite"
-    Store(path).add(TASK, MODEL)
+    Store(path).add(Resolved(TASK, MODEL, {}))
     monkeypatch.setattr(db, "MIGRATIONS", (*MIGRATIONS, "ALTER TABLE jobs ADD COLUMN stars INTEGER DEFAULT 3"))
     assert Store(path).db.execute("SELECT stars FROM jobs")[0]["stars"] == 3
     Store(path)
@@ -201,7 +202,7 @@ def test_migrations_run_once_and_a_newer_database_is_refused(tmp_path: Path, mon
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "library.sqlite"
-    Store(path).add(TASK, MODEL)
+    Store(path).add(Resolved(TASK, MODEL, {}))
     monkeypatch.setattr(db, "MIGRATIONS", (*MIGRATIONS, "ALTER TABLE jobs ADD COLUMN a; ALTER TABLE nope ADD COLUMN b"))
     with pytest.raises(sqlite3.OperationalError):
         Store(path)
@@ -210,14 +211,14 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_blocked_job_waits_again_when_it_is_tried_again(store: Store) -> None:
-    job = store.add(TASK, MODEL, awaits=7)
+    job = store.add(Resolved(TASK, MODEL, {}), awaits=7)
     assert (job.state, job.awaits) == (JobState.BLOCKED, 7)
     assert store.claim() is None
     store.failed(job.id, "ModelNotFound", "gone")
     again = store.retry(job.id)
     assert again
     assert again.state == JobState.BLOCKED, "its model is still only a name"
-    store.unblock(job.id, TASK, MODEL)
+    store.unblock(job.id, Resolved(TASK, MODEL, {}))
     claimed = store.claim()
     assert claimed
     assert (claimed.id, claimed.awaits) == (job.id, None)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pipelines.errors import ModelNotFound, PipelineError
 from pipelines.library.registry import Registry
 from pipelines.request import GenerationRequest
-from pipelines.types import Kind, ModelInfo
+from pipelines.types import Kind
 from webui.downloads import DownloadInfo, Downloads, DownloadState
 from webui.jobs import JobStore
+from webui.resolve import Resolved
 
-Resolve = Callable[[GenerationRequest], tuple[GenerationRequest, ModelInfo]]
+Resolve = Callable[[GenerationRequest], Resolved]
 
 ENDED = (DownloadState.DONE, DownloadState.CANCELLED)
 """One that has failed can be resumed: its jobs go on waiting."""
@@ -30,7 +31,7 @@ class Arrivals:
             try:
                 awaited = self._downloads.get(job.awaits or 0)
                 if awaited.state in ENDED:
-                    self._jobs.unblock(job.id, *self._resolve(self._named(job.task, awaited)))
+                    self._jobs.unblock(job.id, self._resolve(self._named(job.task, awaited)))
             except ModelNotFound as error:
                 if other := self.on_its_way(job.task):
                     self._jobs.keep_waiting(job.id, other.id)

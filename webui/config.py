@@ -69,6 +69,11 @@ class Settings(BaseSettings):
         return self.outputs / ".cache"
 
     @property
+    def inputs(self) -> Path:
+        """Pictures that jobs start from or follow."""
+        return self.outputs / ".inputs"
+
+    @property
     def extensions(self) -> Path:
         return HOME / "extensions"
 

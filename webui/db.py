@@ -64,6 +64,9 @@ MIGRATIONS = (
       finished REAL);
     CREATE INDEX downloads_by_state ON downloads (state, id);
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN files TEXT NOT NULL DEFAULT '{}';  -- what else the request names, JSON
+    """,
 )
 """Each takes the database from version n to n + 1 (`PRAGMA user_version`). Never change one that was released."""
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterable
 from enum import StrEnum
@@ -9,18 +10,22 @@ from pathlib import Path
 from sqlite3 import Row
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipelines.frozen import Frozen
 from pipelines.types import ModelInfo, Task
 from webui.db import Database
 from webui.events import EventLog, EventType
 from webui.outputs import PictureInfo, number_of
+from webui.resolve import Resolved
 
 log = logging.getLogger(__name__)
 
 KEEP = 5_000
 """So many ended jobs are remembered. Their pictures stay in outputs/ for ever."""
+
+
+FILES: TypeAdapter[dict[str, ModelInfo]] = TypeAdapter(dict[str, ModelInfo])
 
 
 class JobState(StrEnum):
@@ -41,6 +46,7 @@ class Job(Frozen):
     state: JobState
     task: Task
     model: ModelInfo
+    files: dict[str, ModelInfo] = Field(default={}, description="Whatever else the task names, by `file_key`")
     created: float
     started: float | None
     finished: float | None
@@ -59,16 +65,18 @@ class JobStore:
     def __init__(self, db: Database, events: EventLog) -> None:
         self._db, self._events = db, events
 
-    def add(self, task: Task, model: ModelInfo, awaits: int | None = None) -> Job:
+    def add(self, what: Resolved, awaits: int | None = None) -> Job:
         """`awaits`: the download that has still to bring the model, which is then only a name."""
         state = JobState.QUEUED if awaits is None else JobState.BLOCKED
+        task, model, files = what
         with self._db.transaction():
             row = self._db.execute(
-                "INSERT INTO jobs (state, task, model, checkpoint, awaits, created)"
-                " VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
+                "INSERT INTO jobs (state, task, model, files, checkpoint, awaits, created)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING *",
                 state,
                 task.model_dump_json(exclude_unset=state == JobState.BLOCKED),  # what is open stays open
                 model.model_dump_json(),
+                FILES.dump_json(files).decode(),
                 str(model.path),
                 awaits,
                 time.time(),
@@ -76,21 +84,22 @@ class JobStore:
             units = ((row["id"], unit, task.seed_of(unit)) for unit in range(task.units))
             self._db.execute_many("INSERT INTO units (job, unit, state, seed) VALUES (?, ?, 'waiting', ?)", units)
             self._events.append(EVENT_OF[state], row["id"])
-        return _job(row, task, model, ())
+        return _job(row, what, ())
 
     def keep_waiting(self, job: int, awaits: int) -> None:
         """For another download."""
         self._db.execute("UPDATE jobs SET awaits = ? WHERE id = ? AND state = 'blocked'", awaits, job)
 
-    def unblock(self, job: int, task: Task, model: ModelInfo) -> None:
+    def unblock(self, job: int, what: Resolved) -> None:
         """Its model has arrived: now the request is complete."""
         with self._db.transaction():
             if self._db.execute(
-                "UPDATE jobs SET state = 'queued', awaits = NULL, task = ?, model = ?, checkpoint = ?"
+                "UPDATE jobs SET state = 'queued', awaits = NULL, task = ?, model = ?, files = ?, checkpoint = ?"
                 " WHERE id = ? AND state = 'blocked' RETURNING id",
-                task.model_dump_json(),
-                model.model_dump_json(),
-                str(model.path),
+                what.task.model_dump_json(),
+                what.model.model_dump_json(),
+                FILES.dump_json(what.files).decode(),
+                str(what.model.path),
                 job,
             ):
                 self._events.append("queued", job)
@@ -230,6 +239,11 @@ class JobStore:
         rows = self._db.execute("SELECT max(job) AS job FROM units WHERE state = 'done'")
         return self._pictures([rows[0]["job"]]).get(rows[0]["job"], ())
 
+    def pictures_held(self) -> set[str]:
+        """The ids of all pictures that jobs start from or follow."""
+        rows = self._db.execute("SELECT task FROM jobs WHERE task LIKE '%\"sha256:%'")
+        return {name for row in rows for name in re.findall(r"sha256:[0-9a-f]{64}", row["task"])}
+
     def prune(self) -> None:
         """Forget the oldest ended jobs."""
         self._db.execute(
@@ -257,10 +271,11 @@ class JobStore:
         for row in rows:
             try:
                 task, model = Task.model_validate_json(row["task"]), ModelInfo.model_validate_json(row["model"])
+                what = Resolved(task, model, FILES.validate_json(row["files"]))
             except ValidationError as error:
                 log.warning("Job %s cannot be read: %s", row["id"], error)
             else:
-                jobs.append(_job(row, task, model, pictures.get(row["id"], ())))
+                jobs.append(_job(row, what, pictures.get(row["id"], ())))
         return jobs
 
     def _pictures(self, jobs: list[int]) -> dict[int, tuple[PictureInfo, ...]]:
@@ -276,7 +291,7 @@ class JobStore:
         return found
 
 
-def _job(row: Row, task: Task, model: ModelInfo, pictures: tuple[PictureInfo, ...]) -> Job:
+def _job(row: Row, what: Resolved, pictures: tuple[PictureInfo, ...]) -> Job:
     kept = ("id", "state", "awaits", "created", "started", "finished", "attempts", "error", "message")
     notes = tuple(json.loads(row["notes"]))
-    return Job(**{key: row[key] for key in kept}, task=task, model=model, notes=notes, pictures=pictures)
+    return Job(**{key: row[key] for key in kept}, **what._asdict(), notes=notes, pictures=pictures)

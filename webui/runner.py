@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import aclosing
 from pathlib import Path
 
-from pipelines import infotext
+from pipelines import infotext, needs
 from pipelines.engine import Engine
 from pipelines.errors import PipelineError, WorkerDied
 from pipelines.types import (
@@ -25,6 +25,7 @@ from pipelines.types import (
 )
 from webui import VERSION
 from webui.events import EventLog
+from webui.inputs import Inputs
 from webui.jobs import Job, JobStore
 from webui.outputs import Outputs, PictureInfo
 from webui.progress import Progress
@@ -43,9 +44,10 @@ CLOSED = "Inkstone was closed in the middle of this job. It goes on where it sto
 
 
 class Runner:
-    def __init__(self, engine: Engine, jobs: JobStore, events: EventLog, outputs: Outputs) -> None:
+    def __init__(self, engine: Engine, jobs: JobStore, events: EventLog, outputs: Outputs, inputs: Inputs) -> None:
         self.running: dict[int, Progress] = {}
         self._engine, self._jobs, self._events, self._outputs = engine, jobs, events, outputs
+        self._inputs = inputs
         self._numbers: dict[str, int] = {}  # folder -> the number that was given last
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -74,6 +76,7 @@ class Runner:
                 self._jobs.saved(picture.model_copy(update={"width": width, "height": height, "infotext": text}))
         self._requeue_orphans()
         self._forget_the_oldest()
+        self._inputs.forget_unused(self._jobs.pictures_held())
 
     async def _run_forever(self) -> None:
         while True:
@@ -141,7 +144,8 @@ class Runner:
     async def _run(self, job: Job) -> None:
         units = self._jobs.missing(job.id)
         self.running[job.id].begin(units)
-        assignment = Assignment(job=job.id, task=job.task, model=job.model, units=units)
+        images = await asyncio.to_thread(lambda: {name: self._inputs.data(name) for name in needs.pictures(job.task)})
+        assignment = Assignment(job=job.id, task=job.task, model=job.model, units=units, files=job.files, images=images)
         try:
             async with aclosing(self._engine.run(assignment)) as events:
                 async for event in events:

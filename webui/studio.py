@@ -3,18 +3,15 @@
 import asyncio
 import contextlib
 import logging
-import random
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from pipelines.engine import Engine
-from pipelines.errors import ModelNotFound, PipelineError, UnknownChoice
-from pipelines.library.registry import Registry
+from pipelines.errors import ModelNotFound, PipelineError
 from pipelines.library.watcher import Watcher
-from pipelines.request import SEED_LIMIT, GenerationRequest
+from pipelines.request import GenerationRequest
 from pipelines.types import Capabilities, Format, Interrupt, Kind, ModelInfo, WorkerState, WorkerStatus
 from webui.arrivals import Arrivals
 from webui.convert import converted
@@ -25,11 +22,10 @@ from webui.events import EventLog
 from webui.jobs import Job, JobState, JobStore
 from webui.outputs import Outputs
 from webui.progress import Progress
+from webui.resolve import Resolved, Resolver, seeded
 from webui.runner import Runner
 
 log = logging.getLogger(__name__)
-
-Prepare = Callable[[GenerationRequest], GenerationRequest]
 
 
 class JobNotFound(PipelineError): ...
@@ -44,20 +40,20 @@ class Studio:
         self,
         engine: Engine,
         db: Database,
-        registry: Registry,
+        resolver: Resolver,
         outputs: Outputs,
         downloads: Downloads,
-        prepare: Prepare,
     ) -> None:
-        self.engine, self.registry, self.outputs, self.downloads = engine, registry, outputs, downloads
+        self.engine, self.outputs, self.downloads = engine, outputs, downloads
+        self.registry, self.inputs = resolver.registry, resolver.inputs
         self.models_version = 0
         """Counts the changes of the models folders, so that pages know when to look again."""
-        self._db, self._prepare = db, prepare
+        self._db, self._resolver = db, resolver
         self.events = EventLog(db)
         self.jobs = JobStore(db, self.events)
-        self._runner = Runner(engine, self.jobs, self.events, outputs)
-        self._arrivals = Arrivals(self.jobs, registry, downloads, self.resolve)
-        self._watcher = Watcher(registry)
+        self._runner = Runner(engine, self.jobs, self.events, outputs, self.inputs)
+        self._arrivals = Arrivals(self.jobs, self.registry, downloads, self.resolve)
+        self._watcher = Watcher(self.registry)
         self._told: tuple[str, str] = ("", "")
         self._converting: set[Path] = set()
         self._states: dict[int, DownloadState] = {}
@@ -107,8 +103,7 @@ class Studio:
 
     def default_model(self) -> str:
         """The one that was used last, else the first."""
-        last = self._db.fact("last_model")
-        return last if last in {model.name for model in self.models()} else self.registry.get("").name
+        return self._resolver.default_model()
 
     def job(self, job_id: int) -> Job:
         if job := self.jobs.get(job_id):
@@ -122,37 +117,24 @@ class Studio:
 
         If its model is still being downloaded, it waits for that, blocked.
         """
+        request = await asyncio.to_thread(self._resolver.pictures, request)
         try:
-            resolved, model = self.resolve(request)
+            resolved = self.resolve(request)
         except ModelNotFound:
             if (awaited := self._arrivals.on_its_way(request)) is None:
                 raise
             name = request.model or awaited.name
-            return self.jobs.add(
-                _seeded(request), ModelInfo(name=name, family="", path=Path(name), size_bytes=0), awaited.id
-            )
-        job = self.jobs.add(resolved, model)
-        self._db.remember("last_model", model.name)
-        self._db.remember("warm", model.model_dump_json())  # what a new worker loads first
+            model = ModelInfo(name=name, family="", path=Path(name), size_bytes=0)
+            return self.jobs.add(Resolved(seeded(request), model, {}), awaited.id)
+        job = self.jobs.add(resolved)
+        self._db.remember("last_model", resolved.model.name)
+        self._db.remember("warm", resolved.model.model_dump_json())  # what a new worker loads first
         self._runner.wake()
         return job
 
-    def resolve(self, request: GenerationRequest) -> tuple[GenerationRequest, ModelInfo]:
-        """Nothing is open any more: checkpoint, size and seed are named, and every choice exists."""
-        found = self.registry.get(request.model or self.default_model())
-        companions = self.registry.companions(found, request.vae, request.text_encoders)
-        model = found.model_copy(update={"companions": companions})
-        self._check_choices(request)
-        named = GenerationRequest.model_validate(
-            {
-                **request.model_dump(),
-                "model": model.name,
-                "width": request.width or model.width,
-                "height": request.height or model.height,
-                "cfg_scale": request.cfg_scale if "cfg_scale" in request.model_fields_set else model.cfg_scale,
-            }
-        )
-        return self._prepare(_seeded(named)), model
+    def resolve(self, request: GenerationRequest) -> Resolved:
+        """What would be frozen in a job. Raises PipelineError."""
+        return self._resolver(request, self.capabilities)
 
     async def cancel(self, job_id: int) -> Job:
         """A running job stops within one step and keeps its finished pictures."""
@@ -187,8 +169,8 @@ class Studio:
 
     def estimate(self, request: GenerationRequest) -> Estimate:
         """What this picture would need, before it is asked for."""
-        resolved, model = self.resolve(request)
-        return estimate(self._db, resolved, model, self.capabilities, self.worker)
+        resolved = self.resolve(request)
+        return estimate(self._db, resolved.task, resolved.model, self.capabilities, self.worker)
 
     def hint(self, name: str) -> None:
         """This checkpoint was chosen: the worker may load it before the first job asks for it."""
@@ -238,16 +220,6 @@ class Studio:
         self._arrivals.look()
         self._runner.wake()
 
-    def _check_choices(self, request: GenerationRequest) -> None:
-        """On the very first start the worker has not said yet what it can do; then it checks by itself."""
-        if can := self.capabilities:
-            for what, value, choices in (
-                ("sampler", request.sampler, can.samplers),
-                ("schedule", request.schedule, can.schedules),
-            ):
-                if value not in choices:
-                    raise UnknownChoice(what, value, list(choices))
-
     def _on_status(self, status: WorkerStatus) -> None:
         if (status.state, status.detail) != self._told:  # while it loads it says so ten times a second
             self._told = (status.state, status.detail)
@@ -258,8 +230,3 @@ class Studio:
             except sqlite3.OperationalError:  # a full disk must not end the worker's keeper
                 log.exception("The worker's greeting cannot be kept")
         self.events.changed()
-
-
-def _seeded(request: GenerationRequest) -> GenerationRequest:
-    """The seed is drawn when the job is queued: a repetition after a crash gives the same picture."""
-    return request if request.seed >= 0 else request.model_copy(update={"seed": random.randrange(SEED_LIMIT)})

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from pipelines.errors import ModelNotFound, PipelineError, UnknownChoice
 from webui.downloads.types import BadSource, DownloadNotFound, DownloadNotNow, NoRoom
+from webui.inputs import BadPicture
 from webui.library import NotAPicture
 from webui.outputs import DiskFull
 from webui.studio import JobNotFound, NotNow
@@ -22,6 +23,7 @@ STATUS: dict[type[PipelineError], int] = {
     ModelNotFound: 422,
     UnknownChoice: 422,
     BadSource: 422,
+    BadPicture: 422,
     NotNow: 409,
     DownloadNotNow: 409,
     NoRoom: 507,

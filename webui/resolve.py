@@ -1,0 +1,106 @@
+"""From what was asked for to what is frozen in a job: nothing is open any more, and all that it names is there."""
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pipelines import needs
+from pipelines.errors import BadModel, UnknownChoice
+from pipelines.library.registry import Registry
+from pipelines.request import SEED_LIMIT, GenerationRequest
+from pipelines.types import Capabilities, Kind, ModelInfo, file_key
+from webui.db import Database
+from webui.inputs import Inputs
+
+Prepare = Callable[[GenerationRequest], GenerationRequest]
+
+SAME_LATENTS = (frozenset({"sd1", "sd2"}),)
+"""Families whose latents mean the same: one can go on where another stops."""
+
+
+class Resolved(NamedTuple):
+    task: GenerationRequest
+    model: ModelInfo
+    """The checkpoint, with its companions."""
+    files: dict[str, ModelInfo]
+    """Whatever else the task names, by `file_key` of the name as it stands there."""
+
+
+class Resolver:
+    def __init__(self, db: Database, registry: Registry, inputs: Inputs, prepare: Prepare) -> None:
+        """`prepare`: what extensions change in a request."""
+        self.registry, self.inputs = registry, inputs
+        self._db, self._prepare = db, prepare
+
+    def default_model(self) -> str:
+        """The one that was used last, else the first. Raises ModelNotFound if there is none."""
+        last = self._db.fact("last_model")
+        return last if last in {model.name for model in self.registry.all()} else self.registry.get("").name
+
+    def pictures(self, request: GenerationRequest) -> GenerationRequest:
+        """Each picture is kept and named by its id. Decodes them, which takes a while. Raises BadPicture."""
+        return needs.with_pictures(request, self.inputs.named)
+
+    def __call__(self, request: GenerationRequest, capabilities: Capabilities | None) -> Resolved:
+        """Raises PipelineError with what cannot be had. `capabilities`: of the worker; None on the very first start,
+        when it has not said yet what it can do: then it checks by itself."""
+        found = self.registry.get(request.model or self.default_model())
+        model = self._complete(found, request)
+        if capabilities:
+            check_choices(request, capabilities)
+        named = GenerationRequest.model_validate(
+            {
+                **request.model_dump(),
+                "model": model.name,
+                "width": request.width or model.width,
+                "height": request.height or model.height,
+                "cfg_scale": request.cfg_scale if "cfg_scale" in request.model_fields_set else model.cfg_scale,
+            }
+        )
+        task = self._prepare(seeded(named))
+        return Resolved(task, model, self._files(task, model))
+
+    def _complete(self, found: ModelInfo, request: GenerationRequest) -> ModelInfo:
+        companions = self.registry.companions(found, request.vae, request.text_encoders)
+        return found.model_copy(update={"companions": companions})
+
+    def _files(self, task: GenerationRequest, model: ModelInfo) -> dict[str, ModelInfo]:
+        files = {}
+        for need in needs.files(task):
+            info = self._file(need, model)
+            files[file_key(info.kind, need.name)] = info
+        return files
+
+    def _file(self, need: needs.Need, model: ModelInfo) -> ModelInfo:
+        *first, last = need.kinds
+        for kind in first:
+            if any(info.name == need.name for info in self.registry.all(kind)):
+                last = kind
+        info = self.registry.find(last, need.name)
+        if info.kind == Kind.CHECKPOINT:
+            info = info.model_copy(update={"companions": self.registry.companions(info)})
+        if info.family and not alike(info.family, model.family):
+            raise BadModel(
+                f"{info.name} is for models of the family {info.family}, and {model.name} is of {model.family}. "
+                f"Choose another {info.kind.replace('_', ' ')} or another checkpoint."
+            )
+        return info
+
+
+def check_choices(request: GenerationRequest, can: Capabilities) -> None:
+    for stage in (request, request.hires) if request.hires else (request,):
+        for what, value, choices in (
+            ("sampler", stage.sampler, can.samplers),
+            ("schedule", stage.schedule, can.schedules),
+        ):
+            if value and value not in choices:
+                raise UnknownChoice(what, value, list(choices))
+
+
+def alike(one: str, other: str) -> bool:
+    return one == other or any({one, other} <= group for group in SAME_LATENTS)
+
+
+def seeded(request: GenerationRequest) -> GenerationRequest:
+    """The seed is drawn when the job is queued: a repetition after a crash gives the same picture."""
+    return request if request.seed >= 0 else request.model_copy(update={"seed": random.randrange(SEED_LIMIT)})
