@@ -22,7 +22,7 @@ class Processor:
     def __init__(self, name: str, before: Any = None) -> None:
         """`before`: the processor that this one stands in for."""
         self.name, self.before = name, before
-        self._attend = BACKENDS[name].attend
+        self.attend = BACKENDS[name].attend
 
     def __call__(
         self,
@@ -47,10 +47,8 @@ class Processor:
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], len(context))
             attention_mask = attention_mask.view(len(context), attn.heads, -1, attention_mask.shape[-1])
-        heads = _normed(attn, _inputs(attn, hidden_states, context), (attn.norm_q, attn.norm_k))
-        query, key, value = heads
-        result = self._attend(query, key, value, attention_mask).transpose(1, 2).flatten(2).to(query.dtype)
-        result = attn.to_out[1](attn.to_out[0](result))
+        query, key, value = heads_of(attn, hidden_states, context)
+        result = merged(attn, self.attend(query, key, value, attention_mask).to(query.dtype))
         if len(shape) == 4:
             result = result.transpose(-1, -2).reshape(shape)
         if attn.residual_connection:
@@ -70,20 +68,32 @@ class JointProcessor(Processor):
         attention_mask: Tensor | None = None,
         **_: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        own = _normed(attn, _inputs(attn, hidden_states, hidden_states), (attn.norm_q, attn.norm_k))
+        own = heads_of(attn, hidden_states, hidden_states)
         if encoder_hidden_states is not None:
             layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
             added = tuple((layer, encoder_hidden_states) for layer in layers)
             others = _normed(attn, added, (attn.norm_added_q, attn.norm_added_k))
             own = [torch.cat(pair, 2) for pair in zip(own, others, strict=True)]
         query, key, value = own
-        result = self._attend(query, key, value, attention_mask).transpose(1, 2).flatten(2).to(query.dtype)
+        result = self.attend(query, key, value, attention_mask).transpose(1, 2).flatten(2).to(query.dtype)
         picture, prompt = result[:, : hidden_states.shape[1]], result[:, hidden_states.shape[1] :]
         picture = attn.to_out[1](attn.to_out[0](picture))
         if encoder_hidden_states is None:
             alone: Tensor = picture
             return alone
         return picture, prompt if attn.context_pre_only else attn.to_add_out(prompt)
+
+
+def heads_of(attn: Any, hidden_states: Tensor, context: Tensor) -> list[Tensor]:
+    """Query, key and value of a layer, each [rows, heads, tokens, dim]."""
+    inputs = (attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context)
+    return _normed(attn, inputs, (attn.norm_q, attn.norm_k))
+
+
+def merged(attn: Any, result: Tensor) -> Tensor:
+    """What the heads found, as the layer gives it: [rows, tokens, width]."""
+    out: Tensor = attn.to_out[1](attn.to_out[0](result.transpose(1, 2).flatten(2)))
+    return out
 
 
 def _normed(attn: Any, inputs: tuple[tuple[Any, Tensor], ...], norms: tuple[Any, Any]) -> list[Tensor]:
@@ -94,10 +104,6 @@ def _normed(attn: Any, inputs: tuple[tuple[Any, Tensor], ...], norms: tuple[Any,
 
 OURS: dict[str, type[Processor]] = {"AttnProcessor2_0": Processor, "JointAttnProcessor2_0": JointProcessor}
 """diffusers' processors that call PyTorch themselves -> ours, which call any backend."""
-
-
-def _inputs(attn: Any, hidden_states: Tensor, context: Tensor) -> tuple[tuple[Any, Tensor], ...]:
-    return (attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context)
 
 
 def _heads(x: Tensor, count: int) -> Tensor:
@@ -112,7 +118,7 @@ def apply(module: nn.Module, choice: Choice) -> None:
     if used_by(module) in (choice.name, ""):
         return
     dispatched = BACKENDS[choice.name].dispatched
-    layers = list(_attentions(module))
+    layers = [layer for _, layer in attentions(module)]
     if any(hasattr(layer.processor, "_attention_backend") for layer in layers):
         if not dispatched:
             log.warning("%s attention is not for this kind of network: it uses SDPA.", BACKENDS[choice.name].label)
@@ -132,7 +138,7 @@ def apply(module: nn.Module, choice: Choice) -> None:
 def used_by(module: nn.Module) -> str:
     """The backend that the network's processors use; empty if it has none that we could change."""
     names = set()
-    for layer in _attentions(module):
+    for _, layer in attentions(module):
         processor: Any = layer.processor
         if isinstance(processor, Processor):
             names.add(processor.name)
@@ -148,7 +154,8 @@ def _name_of(dispatched: Any) -> str:
     return next((name for name, row in BACKENDS.items() if value is not None and row.dispatched == value), DEFAULT)
 
 
-def _attentions(module: nn.Module) -> Iterator[Any]:
-    for layer in module.modules():
+def attentions(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The attention layers of a network, with their names."""
+    for name, layer in module.named_modules():
         if hasattr(layer, "processor") and hasattr(layer, "set_processor"):
-            yield layer
+            yield name, layer

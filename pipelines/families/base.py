@@ -1,6 +1,7 @@
 """What a model family must be able to do: the seam between our sampling loop and diffusers' modules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -60,12 +61,63 @@ class Reading:
 PLAIN = Reading()
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call of the network that draws, before it is made."""
+
+    x: Tensor
+    """[rows, channels, height, width], scaled as the network is shown it, without channels beside the latent."""
+    step: Tensor
+    """[rows], as the network counts."""
+    sigma: float
+    cond: Cond
+    """As many rows."""
+    told: Mapping[str, Any]
+    """What the network takes beside latents and step, by its own argument names."""
+    guests: int = 0
+    """So many rows at the end are of other pictures: they are seen by the ones before, and thrown away then."""
+
+
+Aside = Callable[[Call], Call]
+"""Sees every call of a network first, and may tell the network more."""
+
+
+class Asides:
+    """Of one model, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+        """The one that is being made: what hooks inside of the network want to know about."""
+        self._all: list[Aside] = []
+
+    @contextmanager
+    def joined(self, aside: Aside) -> Generator[None, None, None]:
+        self._all.append(aside)
+        try:
+            yield
+        finally:
+            self._all.remove(aside)
+
+    @contextmanager
+    def heard(self, call: Call) -> Generator[Call, None, None]:
+        """The call with all that they have to say, for as long as the network is at it."""
+        before = self.call
+        for aside in tuple(self._all):
+            call = aside(call)
+        self.call = call
+        try:
+            yield call
+        finally:
+            self.call = before
+
+
 class LoadedModel(Protocol):
     device: torch.device
     levels: NoiseLevels
     vae: torch.nn.Module
     parts: Mapping[str, "Part"]
     """The networks by diffusers' names; `placement.py` decides where their weights lie."""
+    asides: Asides
 
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
         """One row for each prompt, all of the same length."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.errors import PipelineError
-from pipelines.families.base import Cond
+from pipelines.families.base import Asides, Cond
 from pipelines.loading.parts import Part
 from pipelines.loading.quantised import compute_in
 from pipelines.samplers import NoiseLevels
@@ -47,7 +47,7 @@ class FlowModel:
     levels: NoiseLevels
 
     def __init__(self, parts: Mapping[str, Part], device: torch.device) -> None:
-        self.parts, self.device = parts, device
+        self.parts, self.device, self.asides = parts, device, Asides()
         self.transformer: Any = parts["transformer"].module
         self.vae: Any = parts["vae"].module
         for part in parts.values():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import BadModel, PipelineError
-from pipelines.families.base import PLAIN, Cond, Reading
+from pipelines.families.base import PLAIN, Asides, Call, Cond, Reading
 from pipelines.library.network_folder import read_json
 from pipelines.loading.checkpoint import load_parts
 from pipelines.loading.parts import Config, Part, Recipe
@@ -34,7 +34,7 @@ class UNetModel(ABC):
     """Whether the network is told sizes and a pooled prompt, as SDXL's is."""
 
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
-        self.parts, self.device = parts, device
+        self.parts, self.device, self.asides = parts, device, Asides()
         self.unet = cast(Any, parts["unet"].module)
         self.vae = cast(Any, parts["vae"].module)
         schedule = self.schedule(info.path)
@@ -81,8 +81,9 @@ class UNetModel(ABC):
         """Karras et al. 2022, equation 7, with c_skip and c_out of what the model was trained to predict."""
         shrink = 1 / math.sqrt(sigma**2 + 1)
         step = torch.full((len(x),), self.levels.step(sigma), device=self.device)
-        seen = self._beside(x * shrink).to(self.parts["unet"].dtype)
-        output: Tensor = self.unet(seen, step, return_dict=False, **self.told(x, cond))[0].float()
+        with self.asides.heard(Call(x * shrink, step, sigma, cond, self.told(x, cond))) as call:
+            seen = self._beside(call.x).to(self.parts["unet"].dtype)
+            output: Tensor = self.unet(seen, call.step, return_dict=False, **call.told)[0][: len(x)].float()
         if self.prediction == "v_prediction":  # v = alpha noise - sigma x0, Salimans and Ho 2022, appendix D
             return x * shrink**2 - output * (sigma * shrink)
         return x - output * sigma

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipelines import attention, processors
 from pipelines.decoding import OnTile, VAEWork
 from pipelines.device import NAMES, device_name, free_bytes, read_facts, write_facts
-from pipelines.families.base import PLAIN, Cond, LoadedModel, Reading
+from pipelines.families.base import PLAIN, Asides, Cond, LoadedModel, Reading
 from pipelines.loading.parts import Part
 from pipelines.memory.leaves import size_of
 from pipelines.memory.placement import Residency, apply
@@ -164,6 +164,7 @@ class Fitted:
         self.levels: NoiseLevels = model.levels
         self.vae: torch.nn.Module = model.vae
         self.parts: Mapping[str, Part] = model.parts
+        self.asides: Asides = model.asides
         self._work = work
 
     def __getattr__(self, name: str) -> Any:
