@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipelines.errors import BadModel
-from pipelines.library import diffusers_folder
+from pipelines.library import beside, diffusers_folder
 from pipelines.library.detect import Finding, refine, structure
 from pipelines.library.headers import SUFFIXES, safetensors
 from pipelines.library.headers import read_header as read_any
@@ -75,7 +75,8 @@ def examine(entry: Entry, seen: Seen) -> Finding:
     if entry.detail:
         return Finding(Kind.BROKEN, detail=entry.detail)
     try:
-        return _examine(entry, seen)
+        found = _examine(entry, seen)
+        return beside.told(found, Path(entry.settings)) if entry.settings else found
     except BadModel as error:
         return Finding(Kind.BROKEN, detail=str(error))
     except OSError as error:

@@ -94,13 +94,17 @@ class Registry:
             before = self._entries.get(path)
             if before and before[0] == entry and (before[1].kind != Kind.BROKEN or entry.ctime_ns < young):
                 found[path] = before[1]
-            elif finding := known.get((path, entry.size, entry.mtime_ns)):  # type: ignore[call-overload]
-                found[path] = finding
+            elif not entry.settings and (finding := known.get(Key(path, entry.size, entry.mtime_ns))):
+                found[path] = finding  # the cache does not know of settings beside a file, which are few
             else:
                 unread.append(entry)
         fresh = {entry: finding for entry, finding in zip(unread, read_all(unread), strict=True)}
         found |= {entry.path: finding for entry, finding in fresh.items()}
-        sound = {_key(entry): finding for entry, finding in fresh.items() if finding.kind != Kind.BROKEN}
+        sound = {
+            _key(entry): finding
+            for entry, finding in fresh.items()
+            if finding.kind != Kind.BROKEN and not entry.settings
+        }
         gone = (self._entries.keys() or {key.path for key in known}) - entries.keys()
         if sound or gone:
             self._memory.remember(sound, gone)

@@ -4,7 +4,7 @@ import logging
 import os
 import stat
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,9 @@ GROUPS = {"autoimport", "any", "sd-1", "sd-2", "sdxl", "sdxl-refiner", "sd-3", "
 BESIDE = ("embeddings", "autoimport")
 """Lie beside `models` in A1111 and InvokeAI."""
 
+SETTINGS = ".yaml"
+"""Of a checkpoint, as A1111 has them: the same name, beside it."""
+
 SKIPPED = {"__pycache__", "node_modules"}
 
 
@@ -66,6 +69,12 @@ class Entry(NamedTuple):
     is_folder: bool
     detail: str = ""
     """Why it cannot be read, if the walk knows already."""
+
+    settings: str = ""
+    """The .yaml beside it, if there is one,"""
+
+    settings_ns: int = 0
+    """and when that was changed."""
 
 
 class Tree(NamedTuple):
@@ -110,6 +119,7 @@ class Walk:
                 continue
             place = _place(os.path.relpath(folder, tree.base)) if folder != tree.base else ""
             below = []
+            settings = {child.name[:-5]: child for child in children if child.name.endswith(SETTINGS)}
             for child in children:
                 if _is_folder(child):
                     if _wanted(child.name):
@@ -119,7 +129,8 @@ class Walk:
                             child, place, "It is a folder with the name of a file. Put what is inside beside it."
                         )
                 elif _suffix(child.name):
-                    yield _entry(child, place)
+                    entry = _entry(child, place)
+                    yield _with_settings(entry, settings) if settings else entry
             waiting.extend(reversed(below))
 
     def _children(self, folder: str) -> list["os.DirEntry[str]"]:
@@ -210,6 +221,12 @@ def _entry(child: "os.DirEntry[str]", place: str) -> Entry:
         except UnicodeEncodeError:
             return _odd(child, place, "Its name, or that of a folder around it, is not valid UTF-8. Rename it.")
     return Entry(child.path, name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, False)
+
+
+def _with_settings(entry: Entry, settings: Mapping[str, "os.DirEntry[str]"]) -> Entry:
+    found = settings.get(entry.path[entry.path.rfind(os.sep) + 1 : entry.path.rfind(".")])
+    status = _stat(found) if found else None
+    return entry._replace(settings=found.path, settings_ns=status.st_mtime_ns) if found and status else entry
 
 
 def _odd(child: "os.DirEntry[str]", place: str, detail: str) -> Entry:
