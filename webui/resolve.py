@@ -1,12 +1,14 @@
 """From what was asked for to what is frozen in a job: nothing is open any more, and all that it names is there."""
 
+import contextlib
 import random
 from collections.abc import Callable
 from typing import NamedTuple
 
 from pipelines import needs
-from pipelines.errors import BadModel, UnknownChoice
+from pipelines.errors import BadModel, ModelNotFound, UnknownChoice
 from pipelines.library.registry import Registry
+from pipelines.prompt.tags import names_in
 from pipelines.request import SEED_LIMIT, GenerationRequest
 from pipelines.types import Capabilities, Kind, ModelInfo, file_key
 from webui.db import Database
@@ -69,22 +71,19 @@ class Resolver:
         for need in needs.files(task):
             info = self._file(need, model)
             files[file_key(info.kind, need.name)] = info
+        for name in names_in(*needs.prompts(task)):
+            with contextlib.suppress(ModelNotFound):  # the worker says so, and makes the picture without it
+                files[file_key(Kind.LORA, name)] = fitting(self.registry.find(Kind.LORA, name), model)
         return files
 
     def _file(self, need: needs.Need, model: ModelInfo) -> ModelInfo:
-        *first, last = need.kinds
-        for kind in first:
-            if any(info.name == need.name for info in self.registry.all(kind)):
-                last = kind
-        info = self.registry.find(last, need.name)
+        for kind in need.kinds[1:]:
+            with contextlib.suppress(ModelNotFound):
+                return fitting(self.registry.find(kind, need.name), model)
+        info = self.registry.find(need.kinds[0], need.name)
         if info.kind == Kind.CHECKPOINT:
             info = info.model_copy(update={"companions": self.registry.companions(info)})
-        if info.family and not alike(info.family, model.family):
-            raise BadModel(
-                f"{info.name} is for models of the family {info.family}, and {model.name} is of {model.family}. "
-                f"Choose another {info.kind.replace('_', ' ')} or another checkpoint."
-            )
-        return info
+        return fitting(info, model)
 
 
 def check_choices(request: GenerationRequest, can: Capabilities) -> None:
@@ -97,8 +96,16 @@ def check_choices(request: GenerationRequest, can: Capabilities) -> None:
                 raise UnknownChoice(what, value, list(choices))
 
 
-def alike(one: str, other: str) -> bool:
-    return one == other or any({one, other} <= group for group in SAME_LATENTS)
+def fitting(info: ModelInfo, model: ModelInfo) -> ModelInfo:
+    """Raises BadModel if the file was made for another family than the checkpoint is of."""
+    pair = {info.family, model.family}
+    related = info.kind == Kind.CHECKPOINT and any(pair <= group for group in SAME_LATENTS)
+    if info.family and len(pair) > 1 and not related:
+        raise BadModel(
+            f"{info.name} is for models of the family {info.family}, and {model.name} is of {model.family}. "
+            f"Choose another {info.kind.replace('_', ' ')} or another checkpoint."
+        )
+    return info
 
 
 def seeded(request: GenerationRequest) -> GenerationRequest:

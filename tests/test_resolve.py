@@ -1,0 +1,118 @@
+"""What is frozen in a job: every file that a request names is there and fits, or a sentence says what does not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.errors import BadModel, ModelNotFound, UnknownChoice
+from pipelines.library.registry import Registry
+from pipelines.request import Control, GenerationRequest, Hires, Reference, Refiner
+from pipelines.types import Capabilities
+from tests.sparse import SD1, save
+from tests.test_detect import CONTROL, SDXL, kohya
+from webui.db import Database
+from webui.inputs import Inputs
+from webui.resolve import Resolved, Resolver
+
+CAN = Capabilities(
+    device="cpu",
+    device_name="CPU",
+    memory_bytes=0,
+    samplers=("Euler",),
+    schedules=("Automatic",),
+    families=("sd1",),
+    versions={},
+)
+LAYER = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+IP = {"image_proj.proj.weight": (3072, 1024), "ip_adapter.1.to_k_ip.weight": (320, 768)}
+
+
+@pytest.fixture(scope="module")
+def resolver(tmp_path_factory: pytest.TempPathFactory) -> Resolver:
+    folder: Path = tmp_path_factory.mktemp("models")
+    for name in ("a", "b"):
+        save(folder / f"{name}.safetensors", SD1)
+    save(folder / "big.safetensors", SDXL)
+    save(
+        folder / "Lora" / "hat.safetensors",
+        kohya("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", 768),
+    )
+    save(
+        folder / "Lora" / "xl.safetensors",
+        kohya("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", 2048),
+    )
+    save(folder / "ControlNet" / "canny.safetensors", CONTROL)
+    save(folder / "ControlNet" / "ip.safetensors", IP)
+    registry = Registry([folder], None)
+    registry.scan()
+    data = tmp_path_factory.mktemp("data")
+    return Resolver(
+        Database(data / "library.sqlite"), registry, Inputs(data / ".inputs", data), lambda request: request
+    )
+
+
+def resolved(resolver: Resolver, **values: Any) -> Resolved:
+    return resolver(GenerationRequest(**{"model": "a", "sampler": "Euler", **values}), CAN)
+
+
+def test_nothing_is_open(resolver: Resolver) -> None:
+    task, model, files = resolved(resolver)
+    assert (task.model, task.width, task.height, files) == ("a.safetensors", 512, 512, {})
+    assert task.seed >= 0
+    assert model.name == "a.safetensors"
+
+
+def test_files_are_found_by_what_they_are_called_in_the_request(resolver: Resolver) -> None:
+    files = resolved(
+        resolver,
+        prompt="a cat <lora:hat:0.5> <lora:hat:0.2>",
+        controls=(Control(model="canny"),),
+        references=(Reference(image="x", model="ip"), Reference(image="y")),
+        refiner=Refiner(model="b"),
+        hires=Hires(model="b.safetensors", prompt="more <lora:hat:1>"),
+    ).files
+    assert {key: info.name for key, info in files.items()} == {
+        "lora/hat": "hat.safetensors",
+        "controlnet/canny": "canny.safetensors",
+        "ip_adapter/ip": "ip.safetensors",
+        "checkpoint/b": "b.safetensors",
+        "checkpoint/b.safetensors": "b.safetensors",
+    }
+
+
+def test_a_lora_that_is_not_there_is_left_to_the_worker_to_say(resolver: Resolver) -> None:
+    assert resolved(resolver, prompt="<lora:none:1> <lora:hat:1>").files.keys() == {"lora/hat"}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"prompt": "<lora:xl:1>"}, "xl.safetensors is for models of the family sdxl, and a.safetensors is of sd1"),
+        ({"refiner": Refiner(model="big")}, "big.safetensors is for models of the family sdxl"),
+        ({"model": "big", "controls": (Control(model="canny"),)}, "canny.safetensors is for models of the family sd1"),
+    ],
+)
+def test_what_was_made_for_another_family_is_refused(resolver: Resolver, values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadModel, match=reason):
+        resolved(resolver, **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"model": "none"}, "no checkpoint named 'none'"),
+        ({"controls": (Control(model="hed"),)}, "hed"),
+        ({"hires": Hires(upscaler="4x-UltraSharp")}, "no upscaler"),
+        ({"refiner": Refiner(model="none")}, "no checkpoint named 'none'"),
+    ],
+)
+def test_what_is_missing_is_named(resolver: Resolver, values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelNotFound, match=reason):
+        resolved(resolver, **values)
+
+
+def test_choices_of_every_pass_are_checked(resolver: Resolver) -> None:
+    with pytest.raises(UnknownChoice, match="Choose one of: Euler"):
+        resolved(resolver, hires=Hires(sampler="Eular"))
+    assert resolved(resolver, hires=Hires(upscaler="Latent (bicubic)")).files == {}
