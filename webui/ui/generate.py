@@ -140,9 +140,11 @@ def _take_over(shell: Shell, fields: Mapping[str, Any], stage: gr.HTML) -> None:
 
     def wanted(event: gr.EventData) -> dict[Any, Any]:
         try:
-            request = infotext.load(str(event.infotext))
+            request, notes, _ = infotext.load(str(event.infotext))
         except PipelineError as error:
             raise sorry(error) from error
+        for note in notes:
+            gr.Info(note)
         values = {name: getattr(request, name) for name in request.model_fields_set & fields.keys()}
         fitting = {fields[name]: value for name, value in values.items() if _acceptable(fields[name], name, value)}
         return {**fitting, shell.tabs: gr.Tabs(selected="txt2img")}
