@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipelines.families.base import Cond, LoadedModel, Reading
-from pipelines.prompt import Wording, parse
+from pipelines.prompt import Wording, read
 
 KEPT = 64
 """So many sets of texts are remembered: half a megabyte each for SDXL."""
@@ -43,7 +43,7 @@ class Told:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        return tuple(term.weight for term in self.wording.towards)
+        return self.wording.weights
 
     @property
     def has_away(self) -> bool:
@@ -68,4 +68,6 @@ def told(model: LoadedModel, wording: Wording, reading: Reading, cache: TextCach
     networks = tuple(part.key for name, part in sorted(model.parts.items()) if name.startswith("text_encoder"))
     formats = tuple(str(part.dtype) for part in model.parts.values())
     key = (networks, formats, dressed, reading, wording.texts)
-    return Told(cache.get(key, lambda: model.encode([parse(text) for text in wording.texts], reading)), wording)
+    return Told(
+        cache.get(key, lambda: model.encode([read(text, reading.emphasis) for text in wording.texts], reading)), wording
+    )

@@ -72,7 +72,7 @@ def _later(on_step: OnStep, before: int, index: int, x0: Tensor) -> None:
 def staged(request: GenerationRequest, stage: Stage, kit: Kit, units: range) -> Scene:
     """Everything that is known before the first step of a pass."""
     model = kit.model(stage.model)
-    wording = worded(stage.prompt, stage.negative_prompt, stage.steps, guided=stage.cfg_scale != 1)
+    wording = worded(stage.prompt, stage.negative_prompt, stage.timeline, stage.cfg_scale != 1, model.reader.prose)
     for note in wording.notes:
         kit.note(note)
     reading = Reading(request.clip_skip, request.emphasis)

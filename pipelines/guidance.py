@@ -20,8 +20,10 @@ def guided(scene: Scene) -> Denoise:
         count = len(cond.tokens) // len(x)
         seen = model.predict(x.repeat(count, 1, 1, 1), sigma, cond).chunk(count)
         towards, away = seen[: len(weights)], seen[len(weights) :]
-        if not away:
+        if weights == (1.0,) and not away:
             return towards[0]
+        if not away:  # the weights add up to 1 then
+            return torch.stack([each * weight for each, weight in zip(towards, weights, strict=True)]).sum(0)
         if weights == (1.0,):
             return torch.lerp(away[0], towards[0], scale)
         pulls = [(each - away[0]) * (weight * scale) for each, weight in zip(towards, weights, strict=True)]

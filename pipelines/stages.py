@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from pipelines.prompt import Timeline
 from pipelines.request import GenerationRequest, Hires
 
 GRID = 8
@@ -26,6 +27,13 @@ class Stage:
     """How much is drawn anew: 1 begins with pure noise, 0 does nothing."""
     all_steps: bool = False
     """`steps` are walked whatever the strength; else only the share of them that the strength leaves."""
+    earlier_steps: int | None = None
+    """Of the first pass, in the second one: times in its prompt go on from there. None: this is the first."""
+
+    @property
+    def timeline(self) -> Timeline:
+        """What the times in its prompt count."""
+        return Timeline(self.steps, self.earlier_steps)
 
     @property
     def planned_steps(self) -> int:
@@ -76,6 +84,7 @@ def _second(first: Stage, hires: Hires) -> Stage:
         hires.model,
         hires.denoising_strength,
         all_steps=True,
+        earlier_steps=first.steps,
     )
 
 

@@ -36,7 +36,7 @@ def seen_by(model: SDXL, x: torch.Tensor, prompts: list[str]) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     hook = model.unet.register_forward_pre_hook(lambda m, args, kwargs: found.append(kwargs), with_kwargs=True)
     with torch.inference_mode():
-        model.predict(x, 1.0, model.encode([parse(prompt) for prompt in prompts]))
+        model.predict(x, 1.0, model.encode([parse(prompt) for prompt in prompts]).sided(1))
     hook.remove()
     return found[0]
 

@@ -31,7 +31,7 @@ def test_other_tags_are_text(text: str) -> None:
 @pytest.mark.parametrize("tag", ["<hypernet:x:1>", "<lora: :1>", "<lora:x:much>", "<lora:x:nan>", "<lora:x:1:1:8>"])
 def test_what_cannot_be_done_is_said(tag: str) -> None:
     wording = worded(f"a {tag}", "", 3)
-    assert wording.texts[0] == "a "
+    assert wording.texts[0] == "a"
     assert len(wording.notes) == 1
     assert tag in wording.notes[0]
 

@@ -9,7 +9,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from pipelines.prompt import Span
+from pipelines.prompt import Reader, Span
 from pipelines.request import Emphasis
 from pipelines.samplers import NoiseLevels
 
@@ -25,6 +25,8 @@ class Cond:
     pooled: Tensor | None = None
     away: tuple[bool, ...] = ()
     """Which rows say what to stay away from; empty: none of them."""
+    notes: tuple[str, ...] = ()
+    """What of the prompts could not be read."""
 
     ROWS: ClassVar[tuple[str, ...]] = ("tokens", "pooled", "away")
     """The fields that have an entry for each row."""
@@ -115,6 +117,7 @@ class LoadedModel(Protocol):
     device: torch.device
     levels: NoiseLevels
     vae: torch.nn.Module
+    reader: Reader
     parts: Mapping[str, "Part"]
     """The networks by diffusers' names; `placement.py` decides where their weights lie."""
     asides: Asides

@@ -13,6 +13,7 @@ from pipelines.errors import PipelineError
 from pipelines.families.base import Asides, Cond
 from pipelines.loading.parts import Part
 from pipelines.loading.quantised import compute_in
+from pipelines.prompt import Reader
 from pipelines.samplers import NoiseLevels
 
 
@@ -45,6 +46,7 @@ class FlowModel:
     """
 
     levels: NoiseLevels
+    reader: Reader
 
     def __init__(self, parts: Mapping[str, Part], device: torch.device) -> None:
         self.parts, self.device, self.asides = parts, device, Asides()

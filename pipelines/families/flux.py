@@ -14,7 +14,7 @@ from pipelines.loading.recipes.clip import clip
 from pipelines.loading.recipes.dit import FLUX as TRANSFORMER
 from pipelines.loading.recipes.ldm import vae
 from pipelines.loading.recipes.t5 import T5
-from pipelines.prompt import Span
+from pipelines.prompt import READERS, Span
 from pipelines.samplers import FlowLevels
 from pipelines.samplers.flow import fixed, growing
 from pipelines.types import ModelInfo
@@ -31,6 +31,8 @@ MASK_CHANNELS = 64
 
 class Flux(FlowModel):
     """A weight in the prompt multiplies T5's features of its words; CLIP's one vector knows none."""
+
+    reader = READERS["flux"]
 
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
         super().__init__(parts, device)

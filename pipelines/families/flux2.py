@@ -13,7 +13,7 @@ from pipelines.loading.parts import Family, Part
 from pipelines.loading.recipes.autoencoders import FLUX2_VAE
 from pipelines.loading.recipes.dit import FLUX2 as TRANSFORMER
 from pipelines.loading.recipes.qwen_text import QWEN_TEXT
-from pipelines.prompt import Span
+from pipelines.prompt import READERS, Span
 from pipelines.samplers import FlowLevels, NoiseLevels
 from pipelines.samplers.flow import flux2
 from pipelines.types import ModelInfo
@@ -29,6 +29,7 @@ class Flux2(FlowModel):
     """Weights in the prompt are not read: it is part of a chat. Latents have 32 channels and 8 pixels to a side, like
     the others'; the transformer sees 2 x 2 of them as one token, each of the 128 numbers with a mean and a spread."""
 
+    reader = READERS["flux2"]
     levels: NoiseLevels = FlowLevels(flux2)
 
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from pipelines.loading.parts import Family, Part
 from pipelines.loading.recipes.autoencoders import QWEN_VAE
 from pipelines.loading.recipes.dit import QWEN_IMAGE as TRANSFORMER
 from pipelines.loading.recipes.qwen_text import QWEN_TEXT
-from pipelines.prompt import Span
+from pipelines.prompt import READERS, Span
 from pipelines.samplers import FlowLevels, NoiseLevels
 from pipelines.samplers.flow import fixed, growing
 from pipelines.types import ModelInfo
@@ -34,6 +34,8 @@ FLOWS: dict[str, NoiseLevels] = {
 
 class QwenImage(FlowModel):
     """Weights in the prompt are not read: it is part of a chat."""
+
+    reader = READERS["qwen_image"]
 
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
         super().__init__(parts, device)

@@ -14,7 +14,7 @@ from pipelines.loading.recipes.clip import clip
 from pipelines.loading.recipes.dit import SD3 as TRANSFORMER
 from pipelines.loading.recipes.ldm import vae
 from pipelines.loading.recipes.t5 import T5
-from pipelines.prompt import Span
+from pipelines.prompt import READERS, Span
 from pipelines.samplers import FlowLevels, NoiseLevels
 from pipelines.samplers.flow import TRAINING_STEPS, fixed
 from pipelines.types import ModelInfo
@@ -29,6 +29,7 @@ CLIP_G_PAD = 0
 class SD3(FlowModel):
     """A weight in the prompt multiplies the features of its words, in all three encoders."""
 
+    reader = READERS["sd3"]
     levels: NoiseLevels = FlowLevels(fixed(SHIFT), last=LAST)
 
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:

@@ -91,16 +91,15 @@ class Refiner(SDXL):
         return ClipPrompts(tokenizer_of(path, "tokenizer_2"), self.parts["text_encoder_2"])
 
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
-        """The mark of each row is the last number of what is pooled."""
         features, pooled = self._features("text_encoder_2", self._prompts.chunks(prompts, self.device, OPEN_CLIP_PAD))
-        marks = torch.tensor([[LIKED], *[[DISLIKED]] * (len(prompts) - 1)], device=self.device)
-        return self._cond(features, torch.cat([pooled.float(), marks], 1), len(prompts))
+        return self._cond(features, pooled, len(prompts))
 
     def _sizes(self, x: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         height, width = (side * self.scale for side in x.shape[-2:])
         pooled = _pooled(cond)
-        sizes = torch.tensor([[height, width, 0, 0]], device=self.device).to(pooled.dtype).expand(len(x), -1)
-        return pooled[:, :-1], torch.cat([sizes, pooled[:, -1:]], 1)
+        away = cond.away or (False,) * len(x)
+        rows = [[height, width, 0, 0, DISLIKED if row else LIKED] for row in away]
+        return pooled, torch.tensor(rows, device=self.device, dtype=pooled.dtype)
 
 
 def _pooled(cond: Cond) -> Tensor:

@@ -15,7 +15,8 @@ from pipelines.families.base import PLAIN, Asides, Call, Cond, Reading
 from pipelines.library.network_folder import read_json
 from pipelines.loading.checkpoint import load_parts
 from pipelines.loading.parts import Config, Part, Recipe
-from pipelines.prompt import Span
+from pipelines.prompt import Reader, Span
+from pipelines.prompt.readers import CLIP
 from pipelines.samplers import NoiseLevels
 from pipelines.types import ModelInfo
 
@@ -32,6 +33,7 @@ class UNetModel(ABC):
     RECIPES: ClassVar[Mapping[str, Recipe]]
     SIZED: ClassVar[bool] = False
     """Whether the network is told sizes and a pooled prompt, as SDXL's is."""
+    reader: Reader = CLIP
 
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
         self.parts, self.device, self.asides = parts, device, Asides()

@@ -12,7 +12,7 @@ from pipelines.families.words import qwen_states, text_of
 from pipelines.loading.parts import Family, Part
 from pipelines.loading.recipes.dit import Z_IMAGE as TRANSFORMER
 from pipelines.loading.recipes.qwen_text import QWEN_TEXT
-from pipelines.prompt import Span
+from pipelines.prompt import READERS, Span
 from pipelines.samplers import FlowLevels
 from pipelines.samplers.flow import fixed
 from pipelines.types import ModelInfo
@@ -26,6 +26,8 @@ SHIFTS = {"": 6.0, "turbo": 3.0}
 
 class ZImage(FlowModel):
     """Weights in the prompt are not read: it is part of a chat."""
+
+    reader = READERS["z_image"]
 
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
         super().__init__(parts, device)

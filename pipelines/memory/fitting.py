@@ -21,7 +21,7 @@ from pipelines.loading.parts import Part
 from pipelines.memory.leaves import size_of
 from pipelines.memory.placement import Residency, apply
 from pipelines.memory.planner import Level, Load, PartSize, Plan, Room, Wish, at_most, degrade, plan
-from pipelines.prompt import Span
+from pipelines.prompt import Reader, Span
 from pipelines.request import GenerationRequest
 from pipelines.samplers import NoiseLevels
 from pipelines.stages import extent
@@ -163,6 +163,7 @@ class Fitted:
         self.device: torch.device = model.device
         self.levels: NoiseLevels = model.levels
         self.vae: torch.nn.Module = model.vae
+        self.reader: Reader = model.reader
         self.parts: Mapping[str, Part] = model.parts
         self.asides: Asides = model.asides
         self._work = work

@@ -1,12 +1,18 @@
-"""Weights in a prompt: `(word)`, `[word]`, `(word:1.2)`, `\\(`. Never fails, takes time in proportion to the text."""
+"""Weights in a prompt: `(word)`, `[word]`, `(word:1.2)`, `\\(`; and `BREAK`, behind which CLIP begins a new chunk.
+
+Never fails, takes time in proportion to the text.
+"""
 
 import re
 from typing import NamedTuple
+
+from pipelines.request import Emphasis
 
 UP, DOWN = 1.1, 1 / 1.1
 LIMIT = 100.0
 """Weights are held within this: more is a slip of the keyboard and would only overflow in half precision."""
 
+_BREAK = re.compile(r"\bBREAK\b")
 _TOKEN = re.compile(r"\\[()\[\]\\]|[()\[\]]|[^\\()\[\]]+|\\")
 _NUMBER = re.compile(r"\s*([+-]?(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9}))\s*")
 
@@ -14,14 +20,29 @@ _NUMBER = re.compile(r"\s*([+-]?(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9}))\s*")
 class Span(NamedTuple):
     text: str
     weight: float
+    breaks: bool = False
+    """No text but a BREAK."""
+
+
+BREAK = Span("\n", 1.0, breaks=True)
+"""For who reads on without a break it is the end of a line."""
+
+
+def read(prompt: str, emphasis: Emphasis = "Original") -> list[Span]:
+    """As `parse`, as far as weights are wanted: with "None" brackets are text, with "Ignore" they do nothing."""
+    if emphasis == "None":
+        return [Span(prompt, 1.0)] if prompt else []
+    spans = parse(prompt)
+    return [span._replace(weight=1.0) for span in spans] if emphasis == "Ignore" else spans
 
 
 def parse(prompt: str) -> list[Span]:
-    """Split a prompt into spans of equal weight. An unclosed bracket holds to the end, a stray closing one is text."""
+    """Split a prompt into spans of equal weight. An unclosed bracket holds to the end, a stray closing one is text.
+    A backslash takes a bracket, or a backslash, as text; before anything else it is left out."""
     tokens: list[str] = _TOKEN.findall(prompt)
     factors = _factors(tokens)
     rounds, squares = [1.0], [1.0]  # the products of the brackets that are open; the two kinds may cross
-    spans: list[tuple[list[str], float]] = []
+    spans = _Spans()
     for index, token in enumerate(tokens):
         if token in "([" and index in factors:
             stack = rounds if token == "(" else squares
@@ -29,15 +50,41 @@ def parse(prompt: str) -> list[Span]:
         elif token in ")]" and index in factors:
             (rounds if token == ")" else squares).pop()
         else:
-            text = token[1:] if token[0] == "\\" and len(token) == 2 else token
+            text = token[1:] if token[0] == "\\" else token
             if index + 1 in factors and tokens[index + 1] == ")":
                 text = _split_weight(text, token)[0]
-            weight = _held(rounds[-1] * squares[-1])
-            if spans and spans[-1][1] == weight:
-                spans[-1][0].append(text)
-            elif text:
-                spans.append(([text], weight))
-    return [Span("".join(texts), weight) for texts, weight in spans]
+            spans.add(text, _held(rounds[-1] * squares[-1]))
+    return spans.done()
+
+
+class _Spans:
+    """Texts one after another; those of equal weight become one."""
+
+    def __init__(self) -> None:
+        self._done: list[Span] = []
+        self._texts: list[str] = []
+        self._weight = 1.0
+
+    def add(self, text: str, weight: float) -> None:
+        first, *others = _BREAK.split(text) if "BREAK" in text else [text]
+        self._text(first.rstrip() if others else first, weight)
+        for number, other in enumerate(others, 1):
+            self.done().append(BREAK)
+            self._text(other.strip() if number < len(others) else other.lstrip(), weight)
+
+    def done(self) -> list[Span]:
+        if self._texts:
+            self._done.append(Span("".join(self._texts), self._weight))
+            self._texts = []
+        return self._done
+
+    def _text(self, text: str, weight: float) -> None:
+        if not text:
+            return
+        if weight != self._weight:
+            self.done()
+            self._weight = weight
+        self._texts.append(text)
 
 
 def _factors(tokens: list[str]) -> dict[int, float]:

@@ -1,8 +1,15 @@
-"""What the two prompts of a pass say at each of its steps: every text once, and when and how much it counts."""
+"""What the two prompts of a pass say at each of its steps: every text once, and when and how much it counts.
 
+comments out -> tags out -> split at AND -> what each part says at each step -> every different text once
+"""
+
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pipelines.prompt.comments import uncommented
+from pipelines.prompt.composition import composed
+from pipelines.prompt.schedule import Timeline, scheduled
 from pipelines.prompt.tags import LoraUse, untagged
 
 
@@ -26,10 +33,27 @@ class Wording:
     notes: tuple[str, ...] = ()
     """What the prompt asks for and can't be done."""
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return tuple(term.weight for term in self.towards)
 
-def worded(prompt: str, negative_prompt: str, steps: int, guided: bool = True) -> Wording:
-    """Without guidance the negative prompt has nothing to say."""
-    tags = untagged(prompt)
-    texts = (tags.text, negative_prompt) if guided else (tags.text,)
-    towards = (Term((0,) * steps, 1.0),)
-    return Wording(texts, towards, (1,) * steps if guided else (), tags.loras, tags.notes)
+
+def worded(
+    prompt: str, negative_prompt: str, steps: int | Timeline, guided: bool = True, prose: bool = False
+) -> Wording:
+    """`guided`: the pass stays away from the negative prompt. So it does as well where the weights of the parts do not
+    add up to 1: they say how far to go from there. `prose`: the model reads sentences, in which a colon and a number
+    at the end are no weight."""
+    timeline = Timeline(steps) if isinstance(steps, int) else steps
+    tags = untagged(uncommented(prompt))
+    parts = composed(tags.text, prose)
+    weights = [part.weight for part in parts]
+    texts: dict[str, int] = {}
+
+    def places(text: str) -> tuple[int, ...]:
+        return tuple(texts.setdefault(each, len(texts)) for each in scheduled(text, timeline))
+
+    towards = tuple(Term(places(part.text), part.weight) for part in parts)
+    away = guided or not math.isclose(math.fsum(weights), 1)
+    away_places = places(uncommented(negative_prompt)) if away else ()
+    return Wording(tuple(texts), towards, away_places, tags.loras, tags.notes)
