@@ -8,10 +8,11 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
 from pipelines.guidance import guided
+from pipelines.images.masked import masked
 from pipelines.samplers import Denoise
 from pipelines.scene import Feature, Scene
 
-FEATURES: tuple[Feature, ...] = ()
+FEATURES: tuple[Feature, ...] = (masked,)
 
 
 @contextmanager

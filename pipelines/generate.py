@@ -1,7 +1,8 @@
 """The recipe: how a request becomes pictures. Read this file first.
 
-    for each pass (`stages.py`):  encode the prompts -> draw noise -> denoise it step by step
-    in the end:                   decode each latent to a picture
+    for each pass (`stages.py`):  encode the prompts -> noise, or a picture with noise in it -> denoise it step by step
+    between two passes:           make it larger (`images/hires.py`)
+    in the end:                   decode each latent to a picture, put it where it belongs (`images/finish.py`)
 
 A family (`families/`) brings the neural networks, a sampler (`samplers/`) the way of the steps, a feature
 (`features.py`) or an extension a function around the denoiser. `session.py` calls this for each batch of a job and
@@ -19,6 +20,9 @@ from torch import Tensor
 from pipelines.conditioning import told
 from pipelines.families.base import Reading
 from pipelines.features import denoiser
+from pipelines.images.canvas import Canvas, laid_out
+from pipelines.images.finish import finished
+from pipelines.images.given import Given, Made
 from pipelines.prompt import worded
 from pipelines.request import GenerationRequest
 from pipelines.samplers import Denoise, ImageNoise, OnStep, Sigmas, sampler_named, sigmas_for
@@ -46,42 +50,71 @@ def generate(
     request: GenerationRequest, kit: Kit, batch: Batch, on_step: OnStep
 ) -> Iterator[tuple[int, PIL.Image.Image]]:
     """One batch: each wanted unit and its picture. `on_step` sees every step and may raise to end it."""
-    plan, before = stages(request), 0
+    plan, walked_before = stages(request), 0
+    canvas = canvas_of(request, kit)
+    before: Made | None = None
     for stage in plan:
-        scene = staged(request, stage, kit, batch.units)
+        scene = staged(request, stage, kit, batch.units, canvas, before)
         with denoiser(scene) as denoise:
-            latents = walked(scene, denoise, partial(_later, on_step, before))
+            before = walked(scene, denoise, partial(_later, on_step, walked_before))
             if stage == plan[-1]:
                 for unit in batch.wanted:
-                    yield unit, scene.model.decode(latents[unit - batch.units[0]])
-        before += stage.walked_steps
+                    yield unit, pictured(scene, before, unit - batch.units[0])
+        walked_before += stage.walked_steps
 
 
-def walked(scene: Scene, denoise: Denoise, on_step: OnStep) -> Tensor:
-    """From noise to latents [images, channels, height, width]."""
+def canvas_of(request: GenerationRequest, kit: Kit) -> Canvas | None:
+    """The picture to start from, laid out for the first pass."""
+    if (start := request.start) is None:
+        return None
+    mask = kit.image(start.mask) if start.mask else None
+    return laid_out(start, kit.image(start.image), mask, request.width, request.height)
+
+
+def walked(scene: Scene, denoise: Denoise, on_step: OnStep) -> Made:
+    """From noise, or from what is given, to latents; without a step, what is given stays as it is."""
+    if scene.given and not scene.stage.walked_steps:
+        return scene.given.untouched(len(scene.units))
     shape = scene.model.latent_shape(scene.stage.width, scene.stage.height)
     noise = ImageNoise(shape, scene.seeds, scene.device)
     sampler = sampler_named(scene.stage.sampler)
-    return sampler.solve(denoise, noise() * scene.sigmas[0], scene.sigmas, noise, on_step)
+    first = noise()
+    x = scene.given.begun(first, scene.sigmas[0]) if scene.given else first * scene.sigmas[0]
+    return sampler.solve(denoise, x, scene.sigmas, noise, on_step)
+
+
+def pictured(scene: Scene, made: Made, index: int) -> PIL.Image.Image:
+    """Image `index` of the batch, after the last pass."""
+    picture = scene.model.decode(made[index]) if isinstance(made, Tensor) else made[index]
+    start, canvas = scene.request.start, scene.given and scene.given.canvas
+    return finished(canvas, picture, start.color_correction) if start and canvas else picture
 
 
 def _later(on_step: OnStep, before: int, index: int, x0: Tensor) -> None:
     on_step(before + index, x0)
 
 
-def staged(request: GenerationRequest, stage: Stage, kit: Kit, units: range) -> Scene:
+def staged(
+    request: GenerationRequest, stage: Stage, kit: Kit, units: range, canvas: Canvas | None, before: Made | None
+) -> Scene:
     """Everything that is known before the first step of a pass."""
     model = kit.model(stage.model)
     wording = worded(stage.prompt, stage.negative_prompt, stage.timeline, stage.cfg_scale != 1, model.reader.prose)
     for note in wording.notes:
         kit.note(note)
     reading = Reading(request.clip_skip, request.emphasis)
-    return Scene(request, stage, kit, model, told(model, wording, reading, kit.texts), units, sigmas_of(stage, kit))
+    heard = told(model, wording, reading, kit.texts)
+    given = None
+    if canvas or before is not None:
+        given = Given(model, request.start, canvas and canvas.at(stage.width, stage.height), before)
+    return Scene(request, stage, kit, model, heard, units, sigmas_of(stage, kit), given)
 
 
 def sigmas_of(stage: Stage, kit: Kit) -> Sigmas:
     """The noise levels that a pass walks: of a picture to start from, only the last ones."""
     model, steps = kit.model(stage.model), stage.planned_steps
+    if not stage.walked_steps:
+        return Sigmas([0.0], model.levels.flow)
     levels = model.levels.fitted(model.latent_shape(stage.width, stage.height), steps)
     planned = sigmas_for(sampler_named(stage.sampler), stage.schedule, steps, levels)
     return Sigmas(planned[len(planned) - 1 - stage.walked_steps :], planned.flow)

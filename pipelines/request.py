@@ -12,12 +12,14 @@ from pipelines.frozen import Frozen
 
 SEED_LIMIT = 2**32
 """Seeds are drawn below this, as in A1111, so that a seed fits into every tool that reads infotext."""
-LARGEST_SIDE = 4096
+SMALLEST_SIDE, LARGEST_SIDE = 64, 4096
 
 
 def check_side(value: int) -> int:
-    if value != 0 and (not 64 <= value <= LARGEST_SIDE or value % 8):
-        raise ValueError(f"must be a multiple of 8 from 64 to {LARGEST_SIDE}, or 0 for the model's own size")
+    if value != 0 and (not SMALLEST_SIDE <= value <= LARGEST_SIDE or value % 8):
+        raise ValueError(
+            f"must be a multiple of 8 from {SMALLEST_SIDE} to {LARGEST_SIDE}, or 0 for the model's own size"
+        )
     return value
 
 
@@ -121,7 +123,7 @@ class Start(Frozen):
     """A picture to start from: img2img, inpainting, outpainting, editing by instruction."""
 
     image: Image
-    denoising_strength: Share = Field(default=0.75, description="0: the picture itself; 1: nothing of it is left")
+    denoising_strength: Share = Field(default=0.75, description="0: the picture itself; 1: hardly anything of it stays")
     resize_mode: ResizeMode = "Just resize"
     mask: Image | None = Field(default=None, description="White is painted, black is kept bit for bit")
     mask_invert: bool = False

@@ -10,6 +10,7 @@ import torch
 
 from pipelines.conditioning import TextCache, Told
 from pipelines.families.base import LoadedModel
+from pipelines.images.given import Given
 from pipelines.request import GenerationRequest
 from pipelines.samplers import Denoise, Sigmas
 from pipelines.stages import Stage
@@ -53,6 +54,8 @@ class Scene:
     units: range
     sigmas: Sigmas
     """The noise levels that are walked, down to 0."""
+    given: Given | None = None
+    """What the steps start from; None: pure noise."""
 
     @property
     def seeds(self) -> list[int]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pipelines.prompt import Timeline
-from pipelines.request import GenerationRequest, Hires
+from pipelines.request import LARGEST_SIDE, SMALLEST_SIDE, GenerationRequest, Hires, Start
 
 GRID = 8
 """Sides of pictures are multiples of this: a latent is 8 pixels."""
@@ -94,6 +94,19 @@ def hires_size(width: int, height: int, hires: Hires) -> tuple[int, int]:
         return hires.width, hires.height
     scale = hires.width / width if hires.width else hires.height / height if hires.height else hires.scale
     return hires.width or on_grid(width * scale), hires.height or on_grid(height * scale)
+
+
+def start_size(start: Start, picture: tuple[int, int], own: tuple[int, int]) -> tuple[int, int]:
+    """Where a request with a picture to start from leaves its size open: the picture's, grown as it will be. Where
+    only the masked part is painted, `own`, the model's."""
+    if start.only_masked:
+        return own
+    width, height = picture
+    if grown := start.outpaint:
+        width, height = width + grown.left + grown.right, height + grown.up + grown.down
+    scale = min(1.0, LARGEST_SIDE / max(width, height)) * max(1.0, SMALLEST_SIDE / min(width, height))
+    sides = (max(SMALLEST_SIDE, min(LARGEST_SIDE, on_grid(side * scale))) for side in (width, height))
+    return next(sides), next(sides)
 
 
 def on_grid(side: float) -> int:

@@ -1,8 +1,10 @@
 """What is frozen in a job: every file that a request names is there and fits, or a sentence says what does not."""
 
+import io
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 
 from pipelines.errors import BadModel, ModelNotFound, UnknownChoice
@@ -54,6 +56,26 @@ def resolver(tmp_path_factory: pytest.TempPathFactory) -> Resolver:
 
 def resolved(resolver: Resolver, **values: Any) -> Resolved:
     return resolver(GenerationRequest(**{"model": "a", "sampler": "Euler", **values}), CAN)
+
+
+@pytest.mark.parametrize(
+    ("start", "size"),
+    [
+        ({}, (104, 64)),
+        ({"outpaint": {"left": 64, "down": 100}}, (168, 160)),
+        ({"only_masked": True}, (512, 512)),
+        ({"outpaint": {"right": 4096}}, (4096, 64)),
+    ],
+)
+def test_the_size_is_that_of_the_picture_to_start_from(
+    resolver: Resolver, start: dict[str, Any], size: tuple[int, int]
+) -> None:
+    data = io.BytesIO()
+    PIL.Image.new("RGB", (103, 64)).save(data, "PNG")
+    begin = {"image": resolver.inputs.keep(data.getvalue()).id, **start}
+    task = resolved(resolver, start=begin).task
+    assert (task.width, task.height) == size
+    assert resolved(resolver, start=begin, width=256, height=128).task.width == 256
 
 
 def test_nothing_is_open(resolver: Resolver) -> None:

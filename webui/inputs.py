@@ -94,6 +94,11 @@ class Inputs:
         except OSError as error:
             raise BadPicture("A picture is not there any more. Give it again.") from error
 
+    def size(self, name: str) -> tuple[int, int]:
+        """Width and height of a picture that is kept. Raises BadPicture."""
+        with PIL.Image.open(io.BytesIO(self.data(name))) as picture:
+            return picture.size
+
     def forget_unused(self, used: Collection[str]) -> None:
         """Remove what no job holds and nobody gave lately."""
         limit = time.time() - KEEP_SECONDS

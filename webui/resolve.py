@@ -10,6 +10,7 @@ from pipelines.errors import BadModel, ModelNotFound, UnknownChoice
 from pipelines.library.registry import Registry
 from pipelines.prompt.tags import names_in
 from pipelines.request import SEED_LIMIT, GenerationRequest
+from pipelines.stages import start_size
 from pipelines.types import Capabilities, Kind, ModelInfo, file_key
 from webui.db import Database
 from webui.inputs import Inputs
@@ -50,17 +51,25 @@ class Resolver:
         model = self._complete(found, request)
         if capabilities:
             check_choices(request, capabilities)
+        width, height = self._size(request, model)
         named = GenerationRequest.model_validate(
             {
                 **request.model_dump(),
                 "model": model.name,
-                "width": request.width or model.width,
-                "height": request.height or model.height,
+                "width": request.width or width,
+                "height": request.height or height,
                 "cfg_scale": request.cfg_scale if "cfg_scale" in request.model_fields_set else model.cfg_scale,
             }
         )
         task = self._prepare(seeded(named))
         return Resolved(task, model, self._files(task, model))
+
+    def _size(self, request: GenerationRequest, model: ModelInfo) -> tuple[int, int]:
+        """Where the request leaves it open: the model's own, or that of the picture to start from."""
+        own = (model.width, model.height)
+        if request.start is None or (request.width and request.height):
+            return own
+        return start_size(request.start, self.inputs.size(request.start.image), own)
 
     def _complete(self, found: ModelInfo, request: GenerationRequest) -> ModelInfo:
         companions = self.registry.companions(found, request.vae, request.text_encoders)
