@@ -1,11 +1,13 @@
 """Which models are there? A table of all files in the models folders, known by content and not by folder."""
 
 import difflib
+import gc
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +66,7 @@ class Registry:
 
     def scan(self) -> bool:
         """Look again: quick where nothing has changed. Never raises for a file's faults. True: the table is another."""
-        with self._scanning:
+        with self._scanning, no_collector():
             if self._known is None:
                 self._known, self._sums = self._memory.findings(), self._memory.sums()
             walk = Walk(self._complaints)
@@ -228,6 +230,19 @@ class Registry:
             if info.name == name or _stem(info.name) == name:
                 return f" {info.name} is {info.kind.replace('_', ' ')}. {info.detail}".rstrip()
         return ""
+
+
+@contextmanager
+def no_collector() -> Generator[None, None, None]:
+    """Tens of thousands of objects are made at once and all are kept: looking for garbage among them takes as long as
+    half of the scan."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 _WAYS: tuple[Callable[[ModelInfo, str], bool], ...] = (
