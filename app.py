@@ -240,6 +240,7 @@ def set_up_logging(level: str) -> None:
     )
     for noisy in ("httpx", "PIL", "asyncio", "python_multipart"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks everybody to install kernels from a hub
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor, nn
 
@@ -116,20 +117,40 @@ def test_every_transformer_runs_packed(tmp_path: Path, name: str) -> None:
     assert before == after, "the packed weights stay where they were mapped"
 
 
-@pytest.mark.parametrize("kind", [Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K])
-def test_blocks_of_256_are_unpacked_as_llama_cpp_does(kind: Kind) -> None:
-    """The gguf package cannot pack these, so the bytes are drawn, with scales that are small numbers."""
+SCALES: dict[Kind, tuple[int, ...]] = {
+    Kind.Q2_K: (80, 82),
+    Kind.Q3_K: (108,),
+    Kind.Q4_K: (0, 2),
+    Kind.Q5_K: (0, 2),
+    Kind.Q6_K: (208,),
+    Kind.IQ4_NL: (0,),
+    Kind.IQ4_XS: (0,),
+}
+"""What the gguf package unpacks but cannot pack -> where in a block the numbers of 16 bits lie that scale it."""
+
+
+def blocks(kind: Kind) -> np.ndarray:
+    """6 rows of 4 blocks: weights that gguf has packed, or all kinds of bits with scales that are small numbers."""
+    draw = np.random.default_rng(0)
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    raw = np.random.default_rng(0).integers(0, 256, (6, 2 * size), dtype=np.uint8)
-    half = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
-    places = {Kind.Q2_K: (80, 82), Kind.Q3_K: (108,), Kind.Q6_K: (208,)}.get(kind, (0, 2))
-    for start in (0, size):
-        for place in places:
-            raw[:, start + place : start + place + 2] = half
+    if kind not in SCALES:
+        return gguf.quants.quantize(draw.normal(0, 0.05, (6, 4 * block)).astype(np.float32), kind)
+    raw = draw.integers(0, 256, (6, 4, size), dtype=np.uint8)
+    for place in SCALES[kind]:
+        scale = draw.normal(0, 0.01, (6, 4, 1)).astype(np.float16)
+        raw[..., place : place + 2] = scale.view(np.uint8)
+    return raw.reshape(6, 4 * size)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SUPPORTED_GGUF_QUANT_TYPES if kind != Kind.BF16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_blocks_are_unpacked_as_llama_cpp_does(kind: Kind, dtype: torch.dtype) -> None:
+    raw = blocks(kind)
     expected = torch.from_numpy(gguf.quants.dequantize(raw, kind))
-    assert expected.shape == (6, 2 * block)
-    found = dequantise(torch.from_numpy(raw), torch.float32, kind.name)
-    assert torch.allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
+    found = dequantise(torch.from_numpy(raw), dtype, kind.name)
+    assert (found.dtype, found.shape) == (dtype, expected.shape)
+    off = (found.float() - expected).abs().max() / expected.abs().max()
+    assert off < {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 2e-3}[dtype]
 
 
 def test_an_embedding_unpacks_its_rows_alone(tmp_path: Path) -> None:
@@ -246,7 +267,8 @@ class TestNf4:
     """What bitsandbytes packs, we unpack without it."""
 
     def test_round_trip(self) -> None:
-        functional = pytest.importorskip("bitsandbytes.functional")
+        from bitsandbytes import functional
+
         weight = torch.randn(8, 128)
         packed, absmax = pack_nf4(weight)
         assert packed.nbytes == weight.numel() // 2
@@ -258,7 +280,8 @@ class TestNf4:
     @pytest.mark.parametrize("nested", [False, True])
     def test_files_that_were_packed_before(self, nested: bool) -> None:
         """A fused matrix of queries, keys and values is packed as one and cut into three, still packed."""
-        functional = pytest.importorskip("bitsandbytes.functional")
+        from bitsandbytes import functional
+
         weights = tiny_dit.flux()
         tensors, plain = dict(weights), dict(weights)
         for name in [name for name in weights if name.endswith(("qkv.weight", "linear1.weight"))]:
@@ -285,6 +308,5 @@ class TestNf4:
             normalised({**tensors, "a.weight.absmax": torch.zeros(2)})
 
     def test_rows_that_are_no_whole_blocks_are_refused(self) -> None:
-        pytest.importorskip("bitsandbytes")
         with pytest.raises(BadModel, match="no whole number"):
             pack_nf4(torch.zeros(2, 100))

@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -19,7 +19,7 @@ from pipelines.errors import OutOfMemory, WorkerDied
 from pipelines.families.base import LoadedModel
 from pipelines.loading.manager import ModelManager
 from pipelines.memory.fitting import Choices, Fitter
-from pipelines.memory.planner import Level, Plan
+from pipelines.memory.planner import Level, Plan, Room, Wish
 from pipelines.process_engine import ProcessEngine
 from pipelines.request import GenerationRequest
 from pipelines.samplers import SAMPLERS, SCHEDULE_NAMES, Denoise
@@ -42,6 +42,7 @@ from pipelines.types import (
     WorkerState,
     WorkerStatus,
 )
+from tests.checkpoints import save_checkpoint
 from tests.tiny import boot, info, save_sd1
 
 CPU = torch.device("cpu")
@@ -408,12 +409,23 @@ def test_wherever_weights_lie_the_picture_is_the_same(tiny: Path, plan: Plan, mo
     assert pictures(worker.run())[0].tobytes() == plain[0].tobytes()
 
 
-def test_fp8_weights_change_little(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = np.asarray(pictures(Worker(tiny).run())[0]).astype(int)
-    session = Session(ModelManager(CPU), CPU)
-    monkeypatch.setattr(session._fitter, "plan", lambda *args: Plan(level=Level.FULL, storage="fp8"))
-    other = np.asarray(pictures(Worker(tiny, session).run())[0]).astype(int)
-    assert 0 < np.abs(other - plain).mean() < 6
+@pytest.mark.parametrize(("storage", "share"), [("fp8", 0.29), ("nf4", 0.25)])
+def test_weights_in_fewer_bits_change_little(
+    storage: Literal["fp8", "nf4"], share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the planner says for a card, when the settings ask for it; of the U-Net's 32 bits this share is left."""
+    path = save_checkpoint(tmp_path / "sd1.safetensors")
+    plain = np.asarray(pictures(Worker(path).run())[0]).astype(int)
+    fitter = Fitter(CPU, Choices(wish=Wish(storage=storage)))
+    monkeypatch.setattr("pipelines.memory.fitting.Room", lambda **_: Room(free_bytes=2**30))
+    session = Session(ModelManager(CPU, release=fitter.release), CPU, fitter=fitter)
+    other = np.asarray(pictures(Worker(path, session).run())[0]).astype(int)
+    assert 0 < np.abs(other - plain).mean() < 8
+    residency = fitter._residency
+    assert residency is not None
+    assert (residency.plan.level, residency.plan.storage) == (Level.FULL, storage)
+    unet = residency._seats["unet"]
+    assert unet.resident_bytes < share * unet.part.size_bytes
 
 
 def test_decoding_in_tiles_is_told_and_can_be_stopped(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
