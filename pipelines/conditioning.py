@@ -1,13 +1,14 @@
 """From the words of a pass to what its denoiser is told at each step. A text that is known is not encoded again."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from pipelines.families.base import Cond, LoadedModel, Reading
 from pipelines.prompt import Wording, read
+from pipelines.prompt.wording import joined
 
 KEPT = 64
 """So many sets of texts are remembered: half a megabyte each for SDXL."""
@@ -39,7 +40,10 @@ class Told:
 
     rows: Cond
     wording: Wording
-    _at: dict[tuple[tuple[int, ...], int], Cond] = field(default_factory=dict, compare=False)
+    """Of the first image."""
+    each: tuple[Wording, ...] = ()
+    """Of each image, where they differ: the same number of prompts with the same weights."""
+    _at: dict[tuple[int, ...], Cond] = field(default_factory=dict, compare=False)
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -51,23 +55,26 @@ class Told:
 
     def at(self, step: int, count: int, away: bool = True) -> Cond:
         """For `count` images at once: all rows of the first prompt, then of the next; last what to stay away from."""
-        lists = [term.by_step for term in self.wording.towards]
-        if away and self.wording.away:
-            lists.append(self.wording.away)
-        picked = tuple(texts[min(step, len(texts) - 1)] for texts in lists)
-        key = (picked, count)
+        if self.each and len(self.each) != count:
+            raise ValueError(f"{len(self.each)} images have prompts of their own, {count} were asked about")
+        picked = [each.at(step, away) for each in self.each or (self.wording,) * count]
+        key = tuple(text for texts in zip(*picked, strict=True) for text in texts)
         if key not in self._at:
-            rows = self.rows.take([text for text in picked for _ in range(count)])
-            self._at[key] = rows.sided(len(self.weights) * count)
+            self._at[key] = self.rows.take(key).sided(len(self.weights) * count)
         return self._at[key]
 
 
 @torch.inference_mode()
-def told(model: LoadedModel, wording: Wording, reading: Reading, cache: TextCache, dressed: str = "") -> Told:
-    """`dressed`: names what else changes the reading networks, such as LoRAs."""
+def told(
+    model: LoadedModel, wordings: Sequence[Wording], reading: Reading, cache: TextCache, dressed: str = ""
+) -> Told:
+    """`wordings`: one for all images, or one for each. `dressed`: names what else changes the reading networks, such
+    as LoRAs."""
+    wordings = joined(wordings)
+    texts = wordings[0].texts
     networks = tuple(part.key for name, part in sorted(model.parts.items()) if name.startswith("text_encoder"))
     formats = tuple(str(part.dtype) for part in model.parts.values())
-    key = (networks, formats, dressed, reading, wording.texts)
-    return Told(
-        cache.get(key, lambda: model.encode([read(text, reading.emphasis) for text in wording.texts], reading)), wording
-    )
+    family = (type(getattr(model, "inner", model)).__qualname__, model.reader)  # two may share a network
+    key = (family, networks, formats, dressed, reading, texts)
+    rows = cache.get(key, lambda: model.encode([read(text, reading.emphasis) for text in texts], reading))
+    return Told(rows, wordings[0], wordings if len(wordings) > 1 else ())

@@ -17,13 +17,11 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from pipelines.conditioning import told
-from pipelines.families.base import Reading
+from pipelines.briefing import briefed, runs
 from pipelines.features import denoiser
 from pipelines.images.canvas import Canvas, laid_out
 from pipelines.images.finish import finished
 from pipelines.images.given import Given, Made
-from pipelines.prompt import worded
 from pipelines.request import GenerationRequest
 from pipelines.samplers import Denoise, ImageNoise, OnStep, Sigmas, sampler_named, sigmas_for
 from pipelines.scene import Kit, Scene
@@ -41,7 +39,7 @@ class Batch:
 def batches(request: GenerationRequest, wanted: Sequence[int]) -> list[Batch]:
     """The batches with a wanted unit in them. After a crash, only some units of a batch may be still to be made."""
     size, asked = request.batch_size, set(wanted)
-    split = [range(first, first + size) for first in range(0, request.units, size)]
+    split = [run for first in range(0, request.units, size) for run in runs(request, range(first, first + size))]
     return [Batch(units, tuple(sorted(asked.intersection(units)))) for units in split if asked.intersection(units)]
 
 
@@ -99,14 +97,10 @@ def staged(
 ) -> Scene:
     """Everything that is known before the first step of a pass."""
     model = kit.model(stage.model)
-    wording = worded(stage.prompt, stage.negative_prompt, stage.timeline, stage.cfg_scale != 1, model.reader.prose)
-    for note in wording.notes:
-        kit.note(note)
-    reading = Reading(request.clip_skip, request.emphasis)
-    heard = told(model, wording, reading, kit.texts)
     given = None
     if canvas or before is not None:
         given = Given(model, request.start, canvas and canvas.at(stage.width, stage.height), before)
+    heard = briefed(request, stage, kit, units)
     return Scene(request, stage, kit, model, heard, units, sigmas_of(stage, kit), given)
 
 

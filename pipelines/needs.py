@@ -52,11 +52,13 @@ def files(request: GenerationRequest) -> Iterator[Need]:
 
 def prompts(request: GenerationRequest) -> Iterator[str]:
     """Every text that is read by the networks, and may name LoRAs and embeddings."""
-    yield request.prompt
-    yield request.negative_prompt
-    if request.hires:
-        yield request.hires.prompt
-        yield request.hires.negative_prompt
+    spoken = [request.spoken(unit) for unit in range(len(request.variants))] or [request]
+    for each in spoken:
+        yield each.prompt
+        yield each.negative_prompt
+        if each.hires:
+            yield each.hires.prompt
+            yield each.hires.negative_prompt
     yield from (region.prompt for region in request.regions)
 
 

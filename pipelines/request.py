@@ -3,9 +3,9 @@
 Names of choices are A1111's, so that its infotext, its API and its tutorials mean the same here.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 from pydantic_core import from_json, to_json
 
 from pipelines.frozen import Frozen
@@ -210,6 +210,15 @@ class Faces(Frozen):
     weight: Share = Field(default=0.5, description="CodeFormer: 0 is the strongest")
 
 
+class Variant(Frozen):
+    """The prompts of one image, in a job whose images have different ones."""
+
+    prompt: Text = ""
+    negative_prompt: Text = ""
+    hires_prompt: Text = ""
+    hires_negative_prompt: Text = ""
+
+
 class GenerationRequest(Frozen):
     """What to draw. Asked for, it may leave things open (model "", width 0, seed -1); frozen in a job, nothing is."""
 
@@ -217,6 +226,9 @@ class GenerationRequest(Frozen):
     prompt: Text = ""
     negative_prompt: Text = ""
     styles: tuple[Name, ...] = Field(default=(), max_length=50, description="Names from styles.csv")
+    variants: tuple[Variant, ...] = Field(
+        default=(), max_length=1600, description="Prompts of each image, in a job that draws them; empty: all the same"
+    )
     model: Name = Field(default="", description="Name of a checkpoint; empty: the first one")
     width: Side = Field(default=0, description="Pixels; 0: the model's own size")
     height: Side = Field(default=0, description="Pixels; 0: the model's own size")
@@ -246,6 +258,12 @@ class GenerationRequest(Frozen):
     faces: Faces | None = None
     extras: Extras = Field(default={}, description="Settings of extensions, by extension name")
 
+    @model_validator(mode="after")
+    def _check_variants(self) -> Self:
+        if self.variants and len(self.variants) != self.units:
+            raise ValueError(f"variants: there are {len(self.variants)} for {self.units} images")
+        return self
+
     @property
     def units(self) -> int:
         """How many images this asks for."""
@@ -254,3 +272,14 @@ class GenerationRequest(Frozen):
     def seed_of(self, unit: int) -> int:
         """Image k of a batch is the single image of seed + k."""
         return self.seed + unit
+
+    def spoken(self, unit: int) -> Self:
+        """With the prompts of this image as those of the whole job."""
+        if not self.variants:
+            return self
+        mine = self.variants[unit]
+        update: dict[str, Any] = {"prompt": mine.prompt, "negative_prompt": mine.negative_prompt, "variants": ()}
+        if self.hires:
+            texts = {"prompt": mine.hires_prompt, "negative_prompt": mine.hires_negative_prompt}
+            update["hires"] = self.hires.model_copy(update=texts)
+        return self.model_copy(update=update)

@@ -174,7 +174,13 @@ class Session:
         def use(info: ModelInfo) -> AbstractContextManager[LoadedModel]:
             return self._models.use(info, self._teller(report), listener.stop)
 
-        note = lambda text: emit(Note(text=text))  # noqa: E731
+        said: set[str] = set()
+
+        def note(text: str) -> None:
+            if text not in said:  # the second batch has nothing else to say
+                said.add(text)
+                emit(Note(text=text))
+
         return JobKit(assignment, use, self._fitter, self._texts, self._wrappers, note)
 
     def _batches(self, assignment: Assignment, kit: JobKit, left: list[int], emit: Emit, listener: "Listener") -> None:

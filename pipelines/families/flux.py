@@ -39,14 +39,14 @@ class Flux(FlowModel):
         config = self.transformer.config
         self.guidance = GUIDANCE.get(info.variant, DEFAULT_GUIDANCE) if config.guidance_embeds else None
         self.levels = FlowLevels(growing() if config.guidance_embeds else fixed(1.0))
-        self.tokens = DEV_TOKENS if config.guidance_embeds else SCHNELL_TOKENS
+        self.reader = self.reader._replace(tokens=DEV_TOKENS if config.guidance_embeds else SCHNELL_TOKENS)
         self.fill = config.in_channels == config.out_channels + 64 + 4 * MASK_CHANNELS
         self._masked: tuple[tuple[int, int], Tensor] | None = None
         if not self.fill and config.in_channels != config.out_channels:
             raise BadModel(f"{info.name} draws after another picture, as control models do. These cannot be run yet.")
 
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
-        tokens = t5_features(self.parts["text_encoder_2"], prompts, self.tokens, self.device)
+        tokens = t5_features(self.parts["text_encoder_2"], prompts, self.reader.tokens, self.device)
         return Cond(tokens, clip_pooled(self.parts["text_encoder"], prompts, self.device))
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:

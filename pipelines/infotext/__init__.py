@@ -35,6 +35,7 @@ def dump(
     request: GenerationRequest, unit: int, model: ModelInfo, version: str, files: Mapping[str, ModelInfo] = NO_FILES
 ) -> str:
     """The infotext of image `unit` of a resolved request; `files`: what else it names, as a job holds it."""
+    request = request.spoken(unit)
     values: dict[str, str] = {}
     of_unit = _of_unit(request, unit)
     for row in ROWS:

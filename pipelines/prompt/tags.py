@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from pipelines.prompt.comments import uncommented
+
 TAG = re.compile(r"<(\w++):([^<>]++)>")
 LORA = ("lora", "lyco", "locon")
 LIMIT = 100.0
@@ -48,7 +50,7 @@ def untagged(prompt: str) -> Tags:
 
 
 def loras_in(prompt: str) -> tuple[LoraUse, ...]:
-    return untagged(prompt).loras
+    return untagged(uncommented(prompt)).loras
 
 
 def names_in(*prompts: str) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ comments out -> tags out -> split at AND -> what each part says at each step -> 
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pipelines.prompt.comments import uncommented
@@ -37,6 +38,13 @@ class Wording:
     def weights(self) -> tuple[float, ...]:
         return tuple(term.weight for term in self.towards)
 
+    def at(self, step: int, away: bool = True) -> tuple[int, ...]:
+        """The texts that count at a step, counted from 0: one for each prompt, last what to stay away from."""
+        lists = [term.by_step for term in self.towards]
+        if away and self.away:
+            lists.append(self.away)
+        return tuple(texts[min(step, len(texts) - 1)] for texts in lists)
+
 
 def worded(
     prompt: str, negative_prompt: str, steps: int | Timeline, guided: bool = True, prose: bool = False
@@ -57,3 +65,23 @@ def worded(
     away = guided or not math.isclose(math.fsum(weights), 1)
     away_places = places(uncommented(negative_prompt)) if away else ()
     return Wording(tuple(texts), towards, away_places, tags.loras, tags.notes)
+
+
+def joined(wordings: Sequence[Wording]) -> tuple[Wording, ...]:
+    """The same wordings over one list of texts."""
+    if len(wordings) == 1:
+        return tuple(wordings)
+    texts = {text: place for place, text in enumerate(dict.fromkeys(t for each in wordings for t in each.texts))}
+    moved = []
+    for each in wordings:
+        places = [texts[text] for text in each.texts]
+        towards = tuple(Term(tuple(places[old] for old in term.by_step), term.weight) for term in each.towards)
+        away = tuple(places[old] for old in each.away)
+        moved.append(replace(each, texts=tuple(texts), towards=towards, away=away))
+    return tuple(moved)
+
+
+def company(prompt: str) -> tuple[tuple[LoraUse, ...], tuple[float, ...]]:
+    """What images must have in common to be made at once: LoRAs, and how many prompts with which weights."""
+    tags = untagged(uncommented(prompt))
+    return tags.loras, tuple(part.weight for part in composed(tags.text))

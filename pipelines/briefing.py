@@ -1,0 +1,46 @@
+"""What the denoiser of a pass is told: the prompts of its images, read by the model."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+from pipelines.conditioning import Told, told
+from pipelines.families.base import Reading
+from pipelines.prompt import Wording, worded
+from pipelines.prompt.wording import company
+from pipelines.request import GenerationRequest
+from pipelines.scene import Kit
+from pipelines.stages import Stage, stages
+
+
+def briefed(request: GenerationRequest, stage: Stage, kit: Kit, units: range) -> Told:
+    """Of one pass over these images. What can't be done of what the prompts ask for is noted."""
+    model = kit.model(stage.model)
+    wordings = wordings_of(request, stage, units, model.reader.prose)
+    heard = told(model, wordings, Reading(request.clip_skip, request.emphasis), kit.texts)
+    for note in noted(wordings, heard):
+        kit.note(note)
+    return heard
+
+
+def noted(wordings: Iterable[Wording], heard: Told) -> Iterable[str]:
+    """Each sentence once."""
+    return dict.fromkeys((*(note for wording in wordings for note in wording.notes), *heard.rows.notes))
+
+
+def wordings_of(request: GenerationRequest, stage: Stage, units: range, prose: bool) -> tuple[Wording, ...]:
+    """One for all images, or one for each where they have prompts of their own."""
+    number = stages(request).index(stage)
+    spoken = [stages(request.spoken(unit))[number] for unit in units] if request.variants else [stage]
+    return tuple(
+        worded(each.prompt, each.negative_prompt, each.timeline, each.cfg_scale != 1, prose) for each in spoken
+    )
+
+
+def runs(request: GenerationRequest, units: range) -> list[range]:
+    """What can be made at once, where images have prompts of their own: those that name the same LoRAs, and as many
+    prompts with the same weights."""
+    if not request.variants:
+        return [units]
+    found = [(unit, [company(stage.prompt) for stage in stages(request.spoken(unit))]) for unit in units]
+    starts = [unit for (_, before), (unit, own) in pairwise(found) if own != before]
+    return [range(*edge) for edge in pairwise((units.start, *starts, units.stop))]
