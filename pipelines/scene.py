@@ -10,6 +10,7 @@ import torch
 
 from pipelines.conditioning import TextCache, Told
 from pipelines.families.base import LoadedModel
+from pipelines.images.canvas import Canvas
 from pipelines.images.given import Given
 from pipelines.request import GenerationRequest
 from pipelines.samplers import Denoise, Sigmas
@@ -60,6 +61,11 @@ class Scene:
     @property
     def seeds(self) -> list[int]:
         return [self.request.seed_of(unit) for unit in self.units]
+
+    @property
+    def canvas(self) -> Canvas | None:
+        """The picture that the request starts from, at the size of this pass."""
+        return self.given.canvas if self.given else None
 
     @property
     def device(self) -> torch.device:
