@@ -1,6 +1,7 @@
 """What the denoiser of a pass is told: the prompts of its images, read by the model."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from itertools import pairwise
 
 from pipelines.conditioning import Told, told
@@ -12,14 +13,17 @@ from pipelines.scene import Kit
 from pipelines.stages import Stage, stages
 
 
-def briefed(request: GenerationRequest, stage: Stage, kit: Kit, units: range) -> Told:
-    """Of one pass over these images. What can't be done of what the prompts ask for is noted."""
+@contextmanager
+def briefed(request: GenerationRequest, stage: Stage, kit: Kit, units: range) -> Generator[Told, None, None]:
+    """Of one pass over these images, for which the model wears the LoRAs of the prompts: `runs` sees to it that all
+    have the same. What can't be done of what the prompts ask for is noted."""
     model = kit.model(stage.model)
     wordings = wordings_of(request, stage, units, model.reader.prose)
-    heard = told(model, wordings, Reading(request.clip_skip, request.emphasis), kit.texts)
-    for note in noted(wordings, heard):
-        kit.note(note)
-    return heard
+    with kit.wardrobe.dressed(model, wordings[0].loras, kit) as dressed:
+        heard = told(model, wordings, Reading(request.clip_skip, request.emphasis), kit.texts, dressed)
+        for note in noted(wordings, heard):
+            kit.note(note)
+        yield heard
 
 
 def noted(wordings: Iterable[Wording], heard: Told) -> Iterable[str]:

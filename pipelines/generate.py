@@ -9,7 +9,8 @@ A family (`families/`) brings the neural networks, a sampler (`samplers/`) the w
 sends what comes out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,7 +23,6 @@ from pipelines.features import denoiser
 from pipelines.images.canvas import Canvas, laid_out
 from pipelines.images.finish import finished
 from pipelines.images.given import Given, Made
-from pipelines.images.soft import with_soft_cover
 from pipelines.request import GenerationRequest
 from pipelines.samplers import Denoise, ImageNoise, OnStep, Sigmas, sampler_named, sigmas_for
 from pipelines.scene import Kit, Scene
@@ -53,8 +53,7 @@ def generate(
     canvas = canvas_of(request, kit)
     before: Made | None = None
     for stage in plan:
-        scene = staged(request, stage, kit, batch.units, canvas, before)
-        with denoiser(scene) as denoise:
+        with staged(request, stage, kit, batch.units, canvas, before) as scene, denoiser(scene) as denoise:
             before = walked(scene, denoise, partial(_later, on_step, walked_before))
             if stage == plan[-1]:
                 for unit in batch.wanted:
@@ -85,9 +84,7 @@ def walked(scene: Scene, denoise: Denoise, on_step: OnStep) -> Made:
 def pictured(scene: Scene, made: Made, index: int) -> PIL.Image.Image:
     """Image `index` of the batch, after the last pass."""
     picture = scene.model.decode(made[index]) if isinstance(made, Tensor) else made[index]
-    start, canvas, given = scene.request.start, scene.canvas, scene.given
-    if start and canvas and given and given.mask is not None and start.soft and isinstance(made, Tensor):
-        canvas = with_soft_cover(canvas, made[index], given.original, given.mask, start.soft)
+    start, canvas = scene.request.start, scene.given and scene.given.canvas
     return finished(canvas, picture, start.color_correction) if start and canvas else picture
 
 
@@ -95,16 +92,17 @@ def _later(on_step: OnStep, before: int, index: int, x0: Tensor) -> None:
     on_step(before + index, x0)
 
 
+@contextmanager
 def staged(
     request: GenerationRequest, stage: Stage, kit: Kit, units: range, canvas: Canvas | None, before: Made | None
-) -> Scene:
-    """Everything that is known before the first step of a pass."""
+) -> Generator[Scene, None, None]:
+    """Everything that is known before the first step of a pass, in which the model wears its LoRAs."""
     model = kit.model(stage.model)
     given = None
     if canvas or before is not None:
         given = Given(model, request.start, canvas and canvas.at(stage.width, stage.height), before)
-    heard = briefed(request, stage, kit, units)
-    return Scene(request, stage, kit, model, heard, units, sigmas_of(stage, kit), given)
+    with briefed(request, stage, kit, units) as heard:
+        yield Scene(request, stage, kit, model, heard, units, sigmas_of(stage, kit), given)
 
 
 def sigmas_of(stage: Stage, kit: Kit) -> Sigmas:

@@ -7,6 +7,7 @@ from typing import Self
 
 import PIL.Image
 
+from pipelines.adapters.wardrobe import Wardrobe
 from pipelines.conditioning import TextCache
 from pipelines.decoding import OnTile
 from pipelines.errors import ModelNotFound, PipelineError
@@ -36,7 +37,8 @@ class JobKit:
         wrappers: Sequence[WrapDenoise],
         note: Callable[[str], None],
     ) -> None:
-        self.texts, self.wrappers, self.note = texts, wrappers, note
+        self.texts, self.wardrobe, self.wrappers = texts, fitter.wardrobe, wrappers
+        self._note, self._noted = note, set[str]()
         self._assignment, self._use, self._fitter = assignment, use, fitter
         self.on_tile: OnTile = lambda done, total: None
         self._stack = ExitStack()
@@ -71,6 +73,12 @@ class JobKit:
         except KeyError as error:
             raise ModelNotFound(f"There is no {kind} named {name!r}. Refresh the list of models.") from error
 
+    def note(self, text: str) -> None:
+        """Once for each job: every pass of every batch finds the same."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self._note(text)
+
     def image(self, name: str) -> PIL.Image.Image:
         try:
             picture = PIL.Image.open(io.BytesIO(self._assignment.images[name]))
@@ -84,7 +92,7 @@ class SoloKit:
     """One checkpoint and nothing else: for benchmarks, tests and programs that call `generate` themselves."""
 
     def __init__(self, model: LoadedModel, wrappers: Sequence[WrapDenoise] = ()) -> None:
-        self.texts = TextCache()
+        self.texts, self.wardrobe = TextCache(), Wardrobe()
         self.wrappers = wrappers
         self.notes: list[str] = []
         self._model = model

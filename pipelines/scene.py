@@ -8,9 +8,9 @@ from typing import Protocol
 import PIL.Image
 import torch
 
+from pipelines.adapters.wardrobe import Wardrobe
 from pipelines.conditioning import TextCache, Told
 from pipelines.families.base import LoadedModel
-from pipelines.images.canvas import Canvas
 from pipelines.images.given import Given
 from pipelines.request import GenerationRequest
 from pipelines.samplers import Denoise, Sigmas
@@ -26,6 +26,7 @@ class Kit(Protocol):
     """What a job may reach for."""
 
     texts: TextCache
+    wardrobe: Wardrobe
     wrappers: Sequence[WrapDenoise]
 
     def model(self, name: str = "") -> LoadedModel:
@@ -61,11 +62,6 @@ class Scene:
     @property
     def seeds(self) -> list[int]:
         return [self.request.seed_of(unit) for unit in self.units]
-
-    @property
-    def canvas(self) -> Canvas | None:
-        """The picture that the request starts from, at the size of this pass."""
-        return self.given.canvas if self.given else None
 
     @property
     def device(self) -> torch.device:

@@ -121,8 +121,8 @@ def test_all_texts_of_a_batch_are_encoded_at_once(model: SD1) -> None:
     seen: list[int] = []
     hook = model.text_encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(output[0])))
     asked = request(batch_size=3, variants=VARIANTS)
-    told = briefed(asked, stages(asked)[0], SoloKit(model), range(3))
-    hook.remove()
+    with briefed(asked, stages(asked)[0], SoloKit(model), range(3)) as told:
+        hook.remove()
     assert seen == [7], "seven texts"
     assert told.at(0, 3).away == (False,) * 3 + (True,) * 3
     with pytest.raises(ValueError, match="3 images"):

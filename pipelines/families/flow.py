@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.errors import PipelineError
-from pipelines.families.base import Asides, Call, Cond
+from pipelines.families.base import Asides, Cond
 from pipelines.loading.parts import Part
 from pipelines.loading.quantised import compute_in
 from pipelines.prompt import Reader
@@ -63,12 +63,8 @@ class FlowModel:
         height, width = x.shape[-2:]
         even = functional.pad(x, (0, width % 2, 0, height % 2), mode="replicate")  # whole patches, for every size
         levels = torch.full((len(x),), sigma, device=self.device)
-        with self.asides.heard(Call(even.to(self.device), levels, sigma, cond, {})) as call:
-            velocity = self.velocity(call.x, call.step, call.cond)[: len(x), :, :height, :width]
+        velocity = self.velocity(even.to(self.device), levels, cond)[..., :height, :width]
         return x - velocity.float() * sigma
-
-    def beside(self, picture: Tensor, mask: Tensor, hidden: float = 1.0) -> Tensor | None:
-        return None
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return (self.channels, height // self.scale, width // self.scale)

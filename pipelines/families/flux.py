@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pipelines.errors import BadModel
-from pipelines.families.base import PLAIN, Cond, Reading, covered
+from pipelines.families.base import PLAIN, Cond, Reading
 from pipelines.families.flow import FlowModel, from_patches, patches, places
 from pipelines.families.words import clip_pooled, t5_features
 from pipelines.loading.parts import Family, Part
@@ -42,7 +41,7 @@ class Flux(FlowModel):
         self.levels = FlowLevels(growing() if config.guidance_embeds else fixed(1.0))
         self.reader = self.reader._replace(tokens=DEV_TOKENS if config.guidance_embeds else SCHNELL_TOKENS)
         self.fill = config.in_channels == config.out_channels + 64 + 4 * MASK_CHANNELS
-        self._nothing: Tensor | None = None
+        self._masked: tuple[tuple[int, int], Tensor] | None = None
         if not self.fill and config.in_channels != config.out_channels:
             raise BadModel(f"{info.name} draws after another picture, as control models do. These cannot be run yet.")
 
@@ -55,7 +54,7 @@ class Flux(FlowModel):
         dtype = self.parts["transformer"].dtype
         tokens = patches(x)
         if self.fill:
-            tokens = torch.cat([tokens, self._beside(height, width).expand(len(x), -1, -1)], -1)
+            tokens = torch.cat([tokens, self._everything_masked(height, width).expand(len(x), -1, -1)], -1)
         guidance = None if self.guidance is None else torch.full_like(sigma, self.guidance)
         output = self.transformer(
             hidden_states=tokens.to(dtype),
@@ -69,25 +68,14 @@ class Flux(FlowModel):
         )[0]
         return from_patches(output, height, width)
 
-    def beside(self, picture: Tensor, mask: Tensor, hidden: float = 1.0) -> Tensor | None:
-        """Of fill: the picture without what lies under the mask, and the mask in pixels."""
-        if not self.fill:
-            return None
-        shown = self.to_latent(covered(picture, mask, hidden))
-        return torch.cat([shown, functional.pixel_unshuffle(mask.to(shown), self.scale)], 1)
-
-    def _beside(self, height: int, width: int) -> Tensor:
-        """As tokens. Without a picture it is grey under a mask that covers all of it: encoded in the first step of a
-        size, and kept."""
-        call = self.asides.call
-        if call is not None and call.beside is not None:
-            rows, columns = call.beside.shape[-2:]
-            return patches(functional.pad(call.beside, (0, width - columns, 0, height - rows), mode="replicate"))
-        if self._nothing is None or self._nothing.shape[-2:] != (height, width):
+    def _everything_masked(self, height: int, width: int) -> Tensor:
+        """Fill's further channels when there is no picture to fill in: grey under a mask that covers all of it.
+        Encoded in the first step of a size, and kept."""
+        if self._masked is None or self._masked[0] != (height, width):
             grey = torch.full((1, 3, height * self.scale, width * self.scale), 0.5)
-            self._nothing = self.beside(grey, torch.ones_like(grey[:, :1]))
-        assert self._nothing is not None  # fill always has something beside
-        return patches(self._nothing)
+            masks = torch.ones(1, MASK_CHANNELS, height, width, device=self.device)
+            self._masked = (height, width), torch.cat([patches(self.to_latent(grey)), patches(masks)], -1)
+        return self._masked[1]
 
 
 CLIP_L = clip(("text_encoders.clip_l.transformer.", ""))

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pipelines import attention, processors
+from pipelines.adapters.wardrobe import Wardrobe
 from pipelines.decoding import OnTile, VAEWork
 from pipelines.device import NAMES, device_name, free_bytes, read_facts, write_facts
 from pipelines.families.base import PLAIN, Asides, Cond, LoadedModel, Reading
@@ -51,6 +52,7 @@ class Fitter:
     def __init__(self, device: torch.device, choices: Choices | None = None, cache: Path | None = None) -> None:
         self.device, self.choices = device, choices or Choices()
         self.backend = attention.choose(self.choices.attention, device)
+        self.wardrobe = Wardrobe()
         self._cache = cache
         self._lessons = read_facts(cache, LESSONS_FILE)
         self._residency: Residency | None = None
@@ -94,6 +96,7 @@ class Fitter:
     def lower(self, used: Plan, info: ModelInfo, task: GenerationRequest) -> Plan | None:
         """Memory ran out with this plan: the next one to try, which is remembered for the model and the size."""
         self.clear()
+        self.wardrobe.clear()
         found = degrade(used)
         if found is not None:
             self._remember(self._lesson_name(info, task), found.model_dump(mode="json"))
@@ -190,9 +193,6 @@ class Fitted:
 
     def to_latent(self, pixels: Tensor) -> Tensor:
         return self.inner.to_latent(pixels)
-
-    def beside(self, picture: Tensor, mask: Tensor, hidden: float = 1.0) -> Tensor | None:
-        return self.inner.beside(picture, mask, hidden)
 
     def decode(self, latent: Tensor) -> PIL.Image.Image:
         return self.inner.decode(latent)

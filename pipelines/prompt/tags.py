@@ -19,6 +19,8 @@ class LoraUse(NamedTuple):
     name: str
     te: float
     unet: float
+    blocks: str = ""
+    """Weights of single blocks: see `adapters/blocks.py`. Empty: all count in full."""
 
 
 class Tags(NamedTuple):
@@ -59,14 +61,14 @@ def names_in(*prompts: str) -> tuple[str, ...]:
 
 
 def _use(name: str, rest: list[str], tag: str, notes: list[str]) -> LoraUse:
-    """`te` and `unet`, in this order or by name. The second is as the first, and that is 1."""
+    """`te` and `unet`, in this order or by name, and `lbw`. The second is as the first, and that is 1."""
     named = {key.strip().lower(): value for key, equals, value in (item.partition("=") for item in rest) if equals}
     placed = dict(zip(("te", "unet", "dyn"), (item for item in rest if "=" not in item), strict=False))
     values: Mapping[str, str] = {**placed, **named}
     if "dyn" in values:
         notes.append(f"{tag}: `dyn` is not supported, the whole LoRA is used.")
     te = _number(values.get("te"), 1.0, tag, notes)
-    return LoraUse(name, te, _number(values.get("unet"), te, tag, notes))
+    return LoraUse(name, te, _number(values.get("unet"), te, tag, notes), values.get("lbw", "").strip())
 
 
 def _number(text: str | None, default: float, tag: str, notes: list[str]) -> float:
