@@ -156,3 +156,31 @@ def test_dark_follows_the_system_until_one_chooses(open_page: Open) -> None:
     page.reload()
     expect(page.locator("#status")).to_contain_text(READY)
     expect(page.locator("body")).not_to_have_class(re.compile("dark"))
+
+
+def test_a_picture_and_a_mask_are_given_and_a_fold_says_that_it_is_on(page: Page, server: Server) -> None:
+    page.click("#txt2img_fold_start > button")
+    page.set_input_files("#txt2img_start_image input[type=file]", str(next(iter(server.pictures()))))
+    canvas = page.locator("#txt2img_start_mask canvas")
+    expect(canvas).to_be_visible()
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
+    page.mouse.up()
+    bar = page.locator("#txt2img_fold_start > button")
+    expect(bar).to_contain_text("Picture · Mask")
+    page.click("#txt2img_generate")
+    expect(page.locator("#txt2img_gallery .ink-about")).to_contain_text("Denoising strength: 0.75")
+    page.click("#txt2img_start_image button:has-text('Remove')")
+    expect(bar).not_to_contain_text("Picture ·")
+
+
+def test_a_result_becomes_the_picture_to_start_from(page: Page) -> None:
+    page.click("#txt2img_generate")
+    page.click("#txt2img_gallery button:has-text('Start from this')")
+    expect(page.locator("#txt2img_fold_start > button")).to_contain_text("Picture")
+    page.click("#txt2img_fold_start > button")
+    expect(page.locator("#txt2img_start_image img")).to_have_js_property("naturalWidth", 128)

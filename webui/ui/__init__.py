@@ -17,7 +17,10 @@ PAGES = {
 }
 """A new page is a module and a row here."""
 
-SCRIPTS = ("core.js", "live.js", "viewer.js", "header.js", "stage.js", "plan.js", "gallery.js", "models.js")
+SCRIPTS = (
+    *("core.js", "live.js", "viewer.js", "header.js", "pictures.js", "folds.js", "stage.js", "plan.js"),
+    *("gallery.js", "models.js"),
+)
 
 
 def build(studio: Studio) -> gr.Blocks:

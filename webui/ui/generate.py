@@ -1,5 +1,6 @@
 """The page that makes pictures. Inputs are named after GenerationRequest's fields: none is matched by position."""
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,6 +14,7 @@ from pipelines.errors import PipelineError
 from pipelines.request import GenerationRequest
 from pipelines.types import Kind
 from webui.i18n import t
+from webui.ui import folds
 from webui.ui.components import (
     MAY_FAIL,
     QUIET,
@@ -27,9 +29,14 @@ from webui.ui.components import (
     sorry,
     text,
 )
+from webui.ui.form import asked, fits, held
 
 DEFAULTS = GenerationRequest(prompt="a castle, 3d render")
 """What the form holds at the very first visit; the prompt is something that the starter model draws well."""
+
+STAGE = (
+    "inkstone.stage(element, (infotext) => trigger('wanted', {infotext}), (picture) => trigger('chosen', {picture}))"
+)
 
 Values = Mapping[Any, Any]
 
@@ -41,7 +48,7 @@ def page(shell: Shell) -> None:
             script("inkstone.plan(element)", "txt2img_plan")
             go = gr.Button(t("generate"), variant="primary", elem_id="txt2img_generate")
         with gr.Column(scale=66, min_width=320, elem_id="txt2img_results"):
-            stage = script("inkstone.stage(element, (infotext) => trigger('wanted', {infotext}))", "txt2img_gallery")
+            stage = script(STAGE, "txt2img_gallery")
     go.click(_submitter(shell, fields), set(fields.values()), None, **MAY_FAIL)
     go.click(None, js="() => inkstone.showStage()", **QUIET)
     _keep(shell, fields)
@@ -74,6 +81,7 @@ def _form(shell: Shell) -> dict[str, gr.components.Component]:
         fields["batch_count"] = number("batch_count", 1, minimum=1, maximum=100, elem_id="txt2img_batch_count")
         fields["batch_size"] = number("batch_size", 1, minimum=1, maximum=16, elem_id="txt2img_batch_size")
 
+    fields |= folds.build(shell.studio)
     with gr.Accordion(t("model_parts"), open=False, elem_id="txt2img_parts"):
         fields["vae"] = choice("vae", VAES, DEFAULTS.vae, elem_id="setting_sd_vae")
         fields["text_encoders"] = choice("text_encoders", [], [], multiselect=True, elem_id="setting_text_encoders")
@@ -94,7 +102,7 @@ SIDE: dict[str, Any] = {"minimum": 64, "maximum": 4096, "step": 8, "min_width": 
 def _submitter(shell: Shell, fields: Mapping[str, Any]) -> Callable[[Values], Any]:
     async def submit(values: Values) -> None:
         """Only puts it into the queue: progress and pictures come over the page's own channel."""
-        wanted = {name: values[field] for name, field in fields.items() if values[field] is not None}
+        wanted = asked({path: values[field] for path, field in fields.items()})
         try:
             await shell.studio.submit(GenerationRequest(**wanted))
         except ValidationError as error:
@@ -106,7 +114,9 @@ def _submitter(shell: Shell, fields: Mapping[str, Any]) -> Callable[[Values], An
 
 
 def _sentence(error: ValidationError) -> str:
-    return " ".join(f"{each['loc'][0]}: {each['msg'].removeprefix('Value error, ')}." for each in error.errors())
+    return " ".join(
+        f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}." for each in error.errors()
+    )
 
 
 def _keep(shell: Shell, fields: Mapping[str, Any]) -> None:
@@ -145,11 +155,21 @@ def _take_over(shell: Shell, fields: Mapping[str, Any], stage: gr.HTML) -> None:
             raise sorry(error) from error
         for note in notes:
             gr.Info(note)
-        values = {name: getattr(request, name) for name in request.model_fields_set & fields.keys()}
-        fitting = {fields[name]: value for name, value in values.items() if _acceptable(fields[name], name, value)}
+        values = held(request, fields)
+        fitting = {fields[path]: value for path, value in values.items() if _acceptable(fields[path], path, value)}
         return {**fitting, shell.tabs: gr.Tabs(selected="txt2img")}
 
+    async def chosen_picture(event: gr.EventData) -> dict[Any, Any]:
+        """To start from; it is kept, so that it is still there when its file is deleted."""
+        try:
+            name = await asyncio.to_thread(shell.studio.inputs.named, str(event.picture))
+        except PipelineError as error:
+            raise sorry(error) from error
+        return {fields["start.image"]: name, fields["start.mask"]: "", shell.tabs: gr.Tabs(selected="txt2img")}
+
+    start = [fields["start.image"], fields["start.mask"]]
     stage.wanted(wanted, None, [*fields.values(), shell.tabs], **MAY_FAIL)
+    stage.chosen(chosen_picture, None, [*start, shell.tabs], **MAY_FAIL)
 
 
 def _refresh(shell: Shell, fields: Mapping[str, Any]) -> dict[Any, Any]:
@@ -162,7 +182,8 @@ def _refresh(shell: Shell, fields: Mapping[str, Any]) -> dict[Any, Any]:
         "sampler": list(able.samplers) if able else [],
         "schedule": list(able.schedules) if able else [],
     }
-    known = {fields[name]: [(each, each) for each in names] for name, names in choices.items() if names}
+    choices |= {path: names for path in fields if (names := folds.values(shell.studio, path))}
+    known = {fields[name]: [(each or "-", each) for each in names] for name, names in choices.items() if names}
     if any(field.choices != pairs for field, pairs in known.items()):
         for field, pairs in known.items():
             field.choices = pairs
@@ -172,9 +193,7 @@ def _refresh(shell: Shell, fields: Mapping[str, Any]) -> dict[Any, Any]:
 
 def _acceptable(field: Any, name: str, value: Any) -> bool:
     """Whether what a browser kept may go back into the form: models go away, and versions differ."""
-    try:
-        GenerationRequest.model_validate({name: value})
-    except ValidationError:
+    if not fits(name, value):
         return False
     wanted = value if isinstance(value, list | tuple) else [value]
     return not isinstance(field, gr.Dropdown) or set(wanted) <= {pair[1] for pair in field.choices}

@@ -85,6 +85,7 @@ Object.assign(window.inkstone, (() => {
   /** The form as one object for the browser's store; until the stored one has been put in, nothing is written. */
   const form = (saved, names, values) => {
     const now = Object.fromEntries(names.map((name, i) => [name, values[i]]));
+    window.inkstone.lastForm = now;
     document.dispatchEvent(new CustomEvent("inkstone-form", { detail: now }));
     return window.inkstone.formIsReady ? now : saved;
   };

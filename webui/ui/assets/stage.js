@@ -17,8 +17,9 @@
     live.tell("failed");
   });
 
-  window.inkstone.stage = (element, wanted) => {
+  window.inkstone.stage = (element, wanted, chosen) => {
     window.inkstone.useSettings = wanted;
+    window.inkstone.startFrom = chosen;
     const job = () => store.running[0];
     const large = el("img", { class: "ink-large", alt: "" });
     const open = el("button", {
@@ -38,7 +39,8 @@
     const failure = el("div", { class: "ink-failure", role: "alert" }, message, el("div", { class: "ink-row" }, retry, dismiss));
     const strip = el("div", { class: "ink-strip", role: "group", "aria-label": t("results") });
     const infotext = el("pre", { class: "ink-infotext" });
-    const about = el("div", { class: "ink-about" }, infotext, el("div", { class: "ink-row" }, copyButton(() => infotext.textContent)));
+    const about = el("div", { class: "ink-about" }, infotext, el("div", { class: "ink-row" },
+      copyButton(() => infotext.textContent), button("start_from", () => chosen(selected().id))));
     element.replaceChildren(el("div", { class: "ink-stage" }, open, hint), notice, failure, progress, strip, about);
 
     const following = () => job() && view.following;

@@ -13,6 +13,10 @@ window.inkstone.viewer = (() => {
     dialog.close();
     window.inkstone.useSettings(infotext.textContent);
   });
+  const start = button("start_from", () => {
+    dialog.close();
+    window.inkstone.startFrom(pictures[index].id);
+  });
   const copy = copyButton(() => infotext.textContent);
   const previous = button("previous", () => show(index - 1));
   const next = button("next", () => show(index + 1));
@@ -21,7 +25,7 @@ window.inkstone.viewer = (() => {
     el("div", { class: "ink-viewer-side" },
       el("div", { class: "ink-row" }, position, button("close", () => dialog.close())),
       infotext,
-      el("div", { class: "ink-row" }, use, copy, file),
+      el("div", { class: "ink-row" }, use, start, copy, file),
       el("div", { class: "ink-row ink-steps" }, previous, next)));
 
   const show = async (wanted) => {
