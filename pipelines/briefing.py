@@ -35,9 +35,7 @@ def wordings_of(request: GenerationRequest, stage: Stage, units: range, prose: b
     """One for all images, or one for each where they have prompts of their own."""
     number = stages(request).index(stage)
     spoken = [stages(request.spoken(unit))[number] for unit in units] if request.variants else [stage]
-    return tuple(
-        worded(each.prompt, each.negative_prompt, each.timeline, each.cfg_scale != 1, prose) for each in spoken
-    )
+    return tuple(worded(each.prompt, each.negative_prompt, each.timeline, each.guided, prose) for each in spoken)
 
 
 def runs(request: GenerationRequest, units: range) -> list[range]:

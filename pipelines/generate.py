@@ -24,9 +24,10 @@ from pipelines.images.canvas import Canvas, laid_out
 from pipelines.images.finish import finished
 from pipelines.images.given import Given, Made
 from pipelines.request import GenerationRequest
-from pipelines.samplers import Denoise, ImageNoise, OnStep, Sigmas, sampler_named, sigmas_for
+from pipelines.samplers import Denoise, OnStep, sampler_named
 from pipelines.scene import Kit, Scene
-from pipelines.stages import Stage, stages
+from pipelines.stages import Stage, at_once, stages
+from pipelines.walks import begun, sigmas_of, walk_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Batch:
 
 def batches(request: GenerationRequest, wanted: Sequence[int]) -> list[Batch]:
     """The batches with a wanted unit in them. After a crash, only some units of a batch may be still to be made."""
-    size, asked = request.batch_size, set(wanted)
+    size, asked = at_once(request), set(wanted)
     split = [run for first in range(0, request.units, size) for run in runs(request, range(first, first + size))]
     return [Batch(units, tuple(sorted(asked.intersection(units)))) for units in split if asked.intersection(units)]
 
@@ -73,12 +74,9 @@ def walked(scene: Scene, denoise: Denoise, on_step: OnStep) -> Made:
     """From noise, or from what is given, to latents; without a step, what is given stays as it is."""
     if scene.given and not scene.stage.walked_steps:
         return scene.given.untouched(len(scene.units))
-    shape = scene.model.latent_shape(scene.stage.width, scene.stage.height)
-    noise = ImageNoise(shape, scene.seeds, scene.device)
     sampler = sampler_named(scene.stage.sampler)
-    first = noise()
-    x = scene.given.begun(first, scene.sigmas[0]) if scene.given else first * scene.sigmas[0]
-    return sampler.solve(denoise, x, scene.sigmas, noise, on_step)
+    walk = walk_of(scene, sampler, on_step)
+    return sampler.solve(denoise, begun(scene, sampler, walk.noise()), walk)
 
 
 def pictured(scene: Scene, made: Made, index: int) -> PIL.Image.Image:
@@ -102,14 +100,4 @@ def staged(
     if canvas or before is not None:
         given = Given(model, request.start, canvas and canvas.at(stage.width, stage.height), before)
     with briefed(request, stage, kit, units) as heard:
-        yield Scene(request, stage, kit, model, heard, units, sigmas_of(stage, kit), given)
-
-
-def sigmas_of(stage: Stage, kit: Kit) -> Sigmas:
-    """The noise levels that a pass walks: of a picture to start from, only the last ones."""
-    model, steps = kit.model(stage.model), stage.planned_steps
-    if not stage.walked_steps:
-        return Sigmas([0.0], model.levels.flow)
-    levels = model.levels.fitted(model.latent_shape(stage.width, stage.height), steps)
-    planned = sigmas_for(sampler_named(stage.sampler), stage.schedule, steps, levels)
-    return Sigmas(planned[len(planned) - 1 - stage.walked_steps :], planned.flow)
+        yield Scene(request, stage, kit, model, heard, units, sigmas_of(request, stage, kit), given)

@@ -20,6 +20,7 @@ def guided(scene: Scene) -> Denoise:
         count = len(cond.tokens) // len(x)
         seen = model.predict(x.repeat(count, 1, 1, 1), sigma, cond).chunk(count)
         towards, away = seen[: len(weights)], seen[len(weights) :]
+        scene.seen.unguided = away[0] if away else None
         if weights == (1.0,) and not away:
             return towards[0]
         if not away:  # the weights add up to 1 then

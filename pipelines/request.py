@@ -270,8 +270,11 @@ class GenerationRequest(Frozen):
         return self.batch_count * self.batch_size
 
     def seed_of(self, unit: int) -> int:
-        """Image k of a batch is the single image of seed + k."""
-        return self.seed + unit
+        """Image k of a batch is the single image of seed + k; with a variation, as in A1111, of variation seed + k."""
+        return self.seed if self.noise.variation_strength else self.seed + unit
+
+    def variation_seed_of(self, unit: int) -> int:
+        return self.noise.variation_seed + unit
 
     def spoken(self, unit: int) -> Self:
         """With the prompts of this image as those of the whole job."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import PIL.Image
 import torch
+from torch import Tensor
 
 from pipelines.adapters.wardrobe import Wardrobe
 from pipelines.conditioning import TextCache, Told
@@ -46,6 +47,13 @@ class Kit(Protocol):
         ...
 
 
+@dataclass
+class Seen:
+    """What the model last saw without the prompt: x0, or None where it was not asked. Guidance writes it down."""
+
+    unguided: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Scene:
     request: GenerationRequest
@@ -58,10 +66,15 @@ class Scene:
     """The noise levels that are walked, down to 0."""
     given: Given | None = None
     """What the steps start from; None: pure noise."""
+    seen: Seen = field(default_factory=Seen, compare=False)
 
     @property
     def seeds(self) -> list[int]:
         return [self.request.seed_of(unit) for unit in self.units]
+
+    @property
+    def variation_seeds(self) -> list[int]:
+        return [self.request.variation_seed_of(unit) for unit in self.units]
 
     @property
     def device(self) -> torch.device:

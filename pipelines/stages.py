@@ -1,13 +1,19 @@
 """The passes of a picture: the first, and a second one at a larger size if it is asked for. Pure, without torch."""
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from pipelines.choices import SAMPLERS, SamplerRow, meant
+from pipelines.errors import UnknownChoice
 from pipelines.prompt import Timeline
 from pipelines.request import LARGEST_SIDE, SMALLEST_SIDE, GenerationRequest, Hires, Start
 
 GRID = 8
 """Sides of pictures are multiples of this: a latent is 8 pixels."""
+CFG_PLUS_PLUS = 12.5
+"""The CFG scale that is 1 for CFG++, as in A1111."""
+OTHER = SamplerRow("")
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,16 @@ class Stage:
     """`steps` are walked whatever the strength; else only the share of them that the strength leaves."""
     earlier_steps: int | None = None
     """Of the first pass, in the second one: times in its prompt go on from there. None: this is the first."""
+
+    @property
+    def row(self) -> SamplerRow:
+        """What its sampler is like. One that nobody knows is refused when it is to draw."""
+        return SAMPLERS.get(self.sampler, OTHER)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the model is asked without the prompt, too."""
+        return self.cfg_scale != 1 or self.row.cfg_plus_plus
 
     @property
     def timeline(self) -> Timeline:
@@ -66,7 +82,21 @@ def stages(request: GenerationRequest) -> tuple[Stage, ...]:
         strength=request.start.denoising_strength if request.start else 1.0,
         all_steps=request.start.all_steps if request.start else False,
     )
-    return (first, _second(first, request.hires)) if request.hires else (first,)
+    first = _named(first)
+    plan = (first, _named(_second(first, request.hires))) if request.hires else (first,)
+    return tuple(_scaled(stage) for stage in plan)
+
+
+def _named(stage: Stage) -> Stage:
+    """By the names of the tables."""
+    with contextlib.suppress(UnknownChoice):
+        sampler, schedule = meant(stage.sampler, stage.schedule)
+        return replace(stage, sampler=sampler, schedule=schedule)
+    return stage
+
+
+def _scaled(stage: Stage) -> Stage:
+    return replace(stage, cfg_scale=stage.cfg_scale / CFG_PLUS_PLUS) if stage.row.cfg_plus_plus else stage
 
 
 def _second(first: Stage, hires: Hires) -> Stage:
@@ -118,6 +148,11 @@ def total_steps(request: GenerationRequest) -> int:
     return sum(stage.walked_steps for stage in stages(request))
 
 
+def at_once(request: GenerationRequest) -> int:
+    """How many images are made together."""
+    return 1 if any(stage.row.alone for stage in stages(request)) else request.batch_size
+
+
 class Extent(NamedTuple):
     """The most that a picture asks of memory at once."""
 
@@ -130,5 +165,5 @@ class Extent(NamedTuple):
 def extent(request: GenerationRequest) -> Extent:
     plan = stages(request)
     largest = max(plan, key=lambda stage: stage.width * stage.height)
-    guided = any(stage.cfg_scale != 1 for stage in plan)
-    return Extent(largest.width, largest.height, request.batch_size, guided)
+    guided = any(stage.guided for stage in plan)
+    return Extent(largest.width, largest.height, at_once(request), guided)

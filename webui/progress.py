@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
+from pipelines.stages import at_once
 from pipelines.types import Decoding, Note, Step, Task
 
 
@@ -31,7 +32,7 @@ class Progress:
     def begin(self, units: tuple[int, ...]) -> None:
         """`units` are still to be made; the others were finished by an earlier try."""
         self.done = self.task.units - len(units)
-        self._batches = sorted({unit // self.task.batch_size for unit in units})
+        self._batches = sorted({unit // at_once(self.task) for unit in units})
 
     def take(self, event: Step | Decoding | Note, now: float | None = None) -> None:
         match event:
@@ -47,7 +48,7 @@ class Progress:
         self.unit, self.step, self.steps = event.unit, event.step, event.steps
         if event.preview is not None:
             self.preview, self.frame = event.preview, self.frame + 1
-        later = sum(batch > event.unit // self.task.batch_size for batch in self._batches)
+        later = sum(batch > event.unit // at_once(self.task) for batch in self._batches)
         if self._first_step is None:
             self._first_step = now
         else:  # the first step also pays for loading, so it only starts the clock

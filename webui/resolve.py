@@ -3,9 +3,10 @@
 import contextlib
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipelines import needs
+from pipelines.choices import check_flow, meant
 from pipelines.errors import BadModel, ModelNotFound, UnknownChoice
 from pipelines.library.registry import Registry
 from pipelines.prompt.tags import names_in
@@ -49,6 +50,7 @@ class Resolver:
         when it has not said yet what it can do: then it checks by itself."""
         found = self.registry.get(request.model or self.default_model())
         model = self._complete(found, request)
+        request = chosen(request, model)
         if capabilities:
             check_choices(request, capabilities)
         width, height = self._size(request, model)
@@ -95,6 +97,23 @@ class Resolver:
         return fitting(info, model)
 
 
+def chosen(request: GenerationRequest, model: ModelInfo) -> GenerationRequest:
+    """Samplers and schedules by the names of the tables, whatever they are called in the request. Raises PipelineError
+    for what nobody knows, or what this model cannot do."""
+    sampler, schedule = meant(request.sampler, request.schedule)
+    changes: dict[str, Any] = {"sampler": sampler, "schedule": schedule}
+    passes = [(sampler, schedule)]
+    if hires := request.hires:
+        second = meant(hires.sampler or sampler, hires.schedule or schedule)
+        own = {"sampler": second[0] if hires.sampler else "", "schedule": second[1] if second[1] != schedule else ""}
+        changes["hires"] = hires.model_copy(update=own)
+        passes.append(second)
+    if model.prediction == "flow":
+        for each in passes:
+            check_flow(*each)
+    return request.model_copy(update=changes)
+
+
 def check_choices(request: GenerationRequest, can: Capabilities) -> None:
     for stage in (request, request.hires) if request.hires else (request,):
         for what, value, choices in (
@@ -119,4 +138,8 @@ def fitting(info: ModelInfo, model: ModelInfo) -> ModelInfo:
 
 def seeded(request: GenerationRequest) -> GenerationRequest:
     """The seed is drawn when the job is queued: a repetition after a crash gives the same picture."""
-    return request if request.seed >= 0 else request.model_copy(update={"seed": random.randrange(SEED_LIMIT)})
+    noise = request.noise
+    if noise.variation_strength and noise.variation_seed < 0:
+        noise = noise.model_copy(update={"variation_seed": random.randrange(SEED_LIMIT)})
+    seed = request.seed if request.seed >= 0 else random.randrange(SEED_LIMIT)
+    return request.model_copy(update={"seed": seed, "noise": noise})

@@ -15,6 +15,7 @@ from pipelines.loading.recipes.clip import clip
 from pipelines.loading.recipes.ldm import UNET, vae
 from pipelines.loading.weights import names_in
 from pipelines.prompt import Span
+from pipelines.samplers.levels import ALIGNED_SDXL
 from pipelines.types import ModelInfo
 
 SCALE = 0.13025
@@ -36,6 +37,7 @@ class SDXL(UNetModel):
 
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
         super().__init__(parts, info, device)
+        self.levels.aligned = ALIGNED_SDXL
         self._prompts = self._tokenizer(info.path)
         self.tokenizer = self._prompts.tokenizer
 

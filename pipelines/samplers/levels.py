@@ -12,6 +12,10 @@ from pipelines.errors import BadModel
 
 Floats = NDArray[np.float64]
 
+ALIGNED_SD1 = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+ALIGNED_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
+"""The schedules that Sabour et al. 2024, 'Align Your Steps', found for these models."""
+
 BETAS: dict[str, Callable[[float, float, int], Floats]] = {
     "linear": lambda start, end, steps: np.linspace(start, end, steps),
     "scaled_linear": lambda start, end, steps: np.linspace(start**0.5, end**0.5, steps) ** 2,
@@ -31,6 +35,9 @@ class NoiseLevels:
 
     flow = False
     """True: x = (1 - sigma) x0 + sigma noise with sigma up to 1; False: x = x0 + sigma noise."""
+
+    aligned: Sequence[float] = ALIGNED_SD1
+    """Of the schedule Align Your Steps."""
 
     def __init__(self, alphas_cumprod: Floats) -> None:
         self.sigmas: Floats = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)

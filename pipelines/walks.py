@@ -1,0 +1,64 @@
+"""The walk of a pass: its noise levels, its noise, and where it begins."""
+
+import math
+
+from torch import Tensor
+
+from pipelines.request import GenerationRequest, Sampling
+from pipelines.samplers import ImageNoise, OnStep, Sampler, Sigmas, Walk, sampler_named, sigmas_for
+from pipelines.scene import Kit, Scene
+from pipelines.stages import Stage
+
+
+def sigmas_of(request: GenerationRequest, stage: Stage, kit: Kit) -> Sigmas:
+    """The noise levels that a pass walks: of a picture to start from, only the last ones. What is asked for and does
+    nothing there is noted."""
+    model, steps = kit.model(stage.model), stage.planned_steps
+    if not stage.walked_steps:
+        return Sigmas([0.0], model.levels.flow)
+    for note in unused(stage, request.sampling, model.levels.flow):
+        kit.note(note)
+    levels = model.levels.fitted(model.latent_shape(stage.width, stage.height), steps)
+    planned = sigmas_for(sampler_named(stage.sampler), stage.schedule, steps, levels, request.sampling)
+    return Sigmas(planned[len(planned) - 1 - stage.walked_steps :], planned.flow)
+
+
+def unused(stage: Stage, options: Sampling, flow: bool) -> list[str]:
+    """Sentences about what is asked for and does nothing with this sampler or model."""
+    row = stage.row
+    asked = {
+        f"{row.name} takes no eta: it is not used.": options.eta is not None and row.eta is None,
+        f"{row.name} takes no sigma churn: it is not used.": options.s_churn > 0 and not row.churn,
+        "SGM noise is for diffusion models: it is not used with this flow model.": options.sgm_noise and flow,
+    }
+    return [sentence for sentence, idle in asked.items() if idle]
+
+
+def walk_of(scene: Scene, sampler: Sampler, on_step: OnStep) -> Walk:
+    options = scene.request.sampling
+    eta, levels = sampler.eta(options), scene.model.levels
+    return Walk(scene.sigmas, noise_of(scene), on_step, options, eta, levels, lambda: scene.seen.unguided)
+
+
+def noise_of(scene: Scene) -> ImageNoise:
+    """Of the images of a pass, each from its seed."""
+    model, stage, options = scene.model, scene.stage, scene.request.noise
+    resized = model.latent_shape(*options.resize_from) if all(options.resize_from) else None
+    return ImageNoise(
+        model.latent_shape(stage.width, stage.height),
+        scene.seeds,
+        scene.device,
+        options,
+        scene.variation_seeds,
+        resized,
+        (scene.sigmas[-2], scene.sigmas[0]),
+    )
+
+
+def begun(scene: Scene, sampler: Sampler, noise: Tensor) -> Tensor:
+    """Where the steps begin: at what is given, with noise; or at noise, which may count as a picture of variance 1."""
+    sigma = scene.sigmas[0]
+    if scene.given:
+        return scene.given.begun(noise, sigma)
+    whole = sampler.row.unit_start or scene.request.sampling.sgm_noise
+    return noise * (math.hypot(1, sigma) if whole and not scene.sigmas.flow else sigma)
