@@ -7,15 +7,15 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from pipelines.errors import BadModel, ModelNotFound, UnknownChoice
+from pipelines.errors import BadModel, ModelNotFound, PipelineError, UnknownChoice
 from pipelines.library.registry import Registry
-from pipelines.request import Control, GenerationRequest, Hires, Reference, Refiner
-from pipelines.types import Capabilities
+from pipelines.request import Control, GenerationRequest, Hires, Noise, Reference, Refiner
+from pipelines.types import Capabilities, ModelInfo
 from tests.sparse import SD1, save
 from tests.test_detect import CONTROL, SDXL, kohya
 from webui.db import Database
 from webui.inputs import Inputs
-from webui.resolve import Resolved, Resolver
+from webui.resolve import Resolved, Resolver, chosen
 
 CAN = Capabilities(
     device="cpu",
@@ -134,7 +134,37 @@ def test_what_is_missing_is_named(resolver: Resolver, values: dict[str, Any], re
         resolved(resolver, **values)
 
 
+def test_samplers_have_one_name(resolver: Resolver) -> None:
+    asked = GenerationRequest(
+        model="a", sampler="DPM++ 2M Karras", hires=Hires(sampler="k_euler_a"), schedule="exponential"
+    )
+    task = resolver(asked, None).task
+    assert (task.sampler, task.schedule) == ("DPM++ 2M", "Karras")
+    assert task.hires is not None
+    assert (task.hires.sampler, task.hires.schedule) == ("Euler a", "")
+    other = asked.model_copy(update={"hires": Hires(sampler="DPM++ 2M SDE Exponential")})
+    hires = resolver(other, None).task.hires
+    assert hires is not None
+    assert (hires.sampler, hires.schedule) == ("DPM++ 2M SDE", "Exponential")
+
+
+def test_what_flow_models_cannot_do_is_refused_before_it_is_queued() -> None:
+    flow = ModelInfo(name="f", family="flux", prediction="flow", path=Path("f"), size_bytes=0)
+    asked = GenerationRequest(sampler="Euler", hires=Hires(sampler="DPM adaptive"))
+    with pytest.raises(PipelineError, match="DPM adaptive cannot draw with flow models"):
+        chosen(asked, flow)
+    assert chosen(asked, flow.model_copy(update={"prediction": "epsilon"})) == asked
+
+
+def test_seeds_are_drawn_when_a_job_is_frozen(resolver: Resolver) -> None:
+    drawn = resolved(resolver, noise=Noise(variation_strength=0.2)).task
+    assert drawn.seed >= 0
+    assert drawn.noise.variation_seed >= 0
+    assert resolved(resolver, noise=Noise(variation_strength=0.2, variation_seed=7)).task.noise.variation_seed == 7
+    assert resolved(resolver).task.noise == Noise()
+
+
 def test_choices_of_every_pass_are_checked(resolver: Resolver) -> None:
-    with pytest.raises(UnknownChoice, match="Choose one of: Euler"):
+    with pytest.raises(UnknownChoice, match="There is no sampler named 'Eular'"):
         resolved(resolver, hires=Hires(sampler="Eular"))
     assert resolved(resolver, hires=Hires(upscaler="Latent (bicubic)")).files == {}
