@@ -7,12 +7,13 @@ or just that. The first row is the innermost one.
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
+from pipelines.control.feature import controlled
 from pipelines.guidance import guided
 from pipelines.images.masked import masked
 from pipelines.samplers import Denoise
 from pipelines.scene import Feature, Scene
 
-FEATURES: tuple[Feature, ...] = (masked,)
+FEATURES: tuple[Feature, ...] = (controlled, masked)
 
 
 @contextmanager

@@ -1,24 +1,30 @@
 """What a job may reach for: its checkpoints, one in use at a time, its other files and its pictures."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Self
+from typing import Any, Self
 
 import PIL.Image
+import torch
 
 from pipelines.adapters.wardrobe import Wardrobe
 from pipelines.conditioning import TextCache
 from pipelines.decoding import OnTile
 from pipelines.errors import ModelNotFound, PipelineError
 from pipelines.families.base import LoadedModel
+from pipelines.loading.beside import Networks
+from pipelines.loading.parts import Part, Recipe
 from pipelines.memory.fitting import Fitted, Fitter
-from pipelines.memory.planner import Plan
+from pipelines.memory.planner import DENOISERS, Plan
 from pipelines.scene import WrapDenoise
 from pipelines.types import Assignment, Kind, ModelInfo, file_key
 
 Use = Callable[[ModelInfo], AbstractContextManager[LoadedModel]]
 """Holds a model in memory as long as it is used."""
+
+BESIDE = (Kind.CONTROLNET, Kind.T2I_ADAPTER, Kind.IP_ADAPTER)
+"""What lies on the device beside the denoiser."""
 
 
 class JobKit:
@@ -40,6 +46,7 @@ class JobKit:
         self.texts, self.wardrobe, self.wrappers = texts, fitter.wardrobe, wrappers
         self._note, self._noted = note, set[str]()
         self._assignment, self._use, self._fitter = assignment, use, fitter
+        self.made: dict[Hashable, Any] = {}
         self.on_tile: OnTile = lambda done, total: None
         self._stack = ExitStack()
         self._name: str | None = None
@@ -49,15 +56,18 @@ class JobKit:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._fitter.networks.leave()
         self._stack.close()
 
     def model(self, name: str = "") -> Fitted:
         if self._fitted is None or self._name != name:
+            self._fitter.networks.leave()
             self._stack.close()
             self._fitted = None
             self.info = self.file(Kind.CHECKPOINT, name) if name else self._assignment.model
             model = self._stack.enter_context(self._use(self.info))
-            self.plan = self._fitter.plan(model, self.info, self._assignment.task)
+            beside = [file for file in self._assignment.files.values() if file.kind in BESIDE]
+            self.plan = self._fitter.plan(model, self.info, self._assignment.task, beside)
             self._fitted = self._stack.enter_context(self._fitter.fitted(model, self.plan, self.note))
             self._fitted.watch_tiles(lambda done, total: self.on_tile(done, total))
             self._name = name
@@ -79,6 +89,10 @@ class JobKit:
             self._noted.add(text)
             self._note(text)
 
+    def network(self, name: str, recipe: Recipe, info: ModelInfo) -> AbstractContextManager[Part]:
+        model = self.in_use
+        return self._fitter.networks.use(name, recipe, info.path, dtype_of(model), self.plan)
+
     def image(self, name: str) -> PIL.Image.Image:
         try:
             picture = PIL.Image.open(io.BytesIO(self._assignment.images[name]))
@@ -95,6 +109,7 @@ class SoloKit:
         self.texts, self.wardrobe = TextCache(), Wardrobe()
         self.wrappers = wrappers
         self.notes: list[str] = []
+        self.made: dict[Hashable, Any] = {}
         self._model = model
 
     def model(self, name: str = "") -> LoadedModel:
@@ -105,8 +120,17 @@ class SoloKit:
     def file(self, kind: Kind, name: str) -> ModelInfo:
         raise ModelNotFound(f"There is no {kind} named {name!r} here.")
 
+    def network(self, name: str, recipe: Recipe, info: ModelInfo) -> AbstractContextManager[Part]:
+        plan = Plan(host=self._model.device.type == "cpu")
+        return Networks(self._model.device, budget_bytes=0).use(name, recipe, info.path, dtype_of(self._model), plan)
+
     def image(self, name: str) -> PIL.Image.Image:
         raise PipelineError("There are no pictures here.")
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+def dtype_of(model: LoadedModel) -> torch.dtype:
+    """In which the network that draws computes."""
+    return next(model.parts[name].dtype for name in DENOISERS if name in model.parts)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+from pipelines.control.preprocessors import module_named
 from pipelines.frozen import Frozen
 from pipelines.request import GenerationRequest
 from pipelines.types import Kind
@@ -42,7 +43,9 @@ def files(request: GenerationRequest) -> Iterator[Need]:
     if request.refiner:
         yield Need((Kind.CHECKPOINT,), request.refiner.model)
     for control in request.controls:
-        yield Need((Kind.CONTROLNET, Kind.T2I_ADAPTER), control.model)
+        module = module_named(control.module).module
+        if not module.alone:
+            yield Need((Kind.CONTROLNET, Kind.T2I_ADAPTER, Kind.IP_ADAPTER), control.model)
     for reference in request.references:
         if reference.model:
             yield Need((Kind.IP_ADAPTER,), reference.model)

@@ -164,9 +164,9 @@ class Refiner(Frozen):
 
 
 class Control(Frozen):
-    """A ControlNet or T2I adapter, and the picture that it follows."""
+    """A ControlNet, T2I adapter or IP-Adapter, and the picture that it follows."""
 
-    model: Name
+    model: Name = Field(default="", description='Empty or "None": for preprocessors that need none (reference_only)')
     image: Image | None = Field(default=None, description="None: the picture to start from")
     mask: Image | None = Field(default=None, description="For inpainting: what is painted")
     module: Name = Field(default="none", description="Preprocessor")
@@ -180,6 +180,9 @@ class Control(Frozen):
     threshold_a: float | None = None
     threshold_b: float | None = None
     union_type: Name = Field(default="", description="What a Union ControlNet is to follow; empty: by the module")
+    hr_option: Literal["Both", "Low res only", "High res only"] = Field(
+        default="Both", description="In which passes it counts, if there is a second one"
+    )
 
 
 class Reference(Frozen):

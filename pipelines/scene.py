@@ -1,9 +1,9 @@
 """One pass over one batch, as every feature sees it; and what a job may reach for while it is worked on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import PIL.Image
 import torch
@@ -13,6 +13,7 @@ from pipelines.adapters.wardrobe import Wardrobe
 from pipelines.conditioning import TextCache, Told
 from pipelines.families.base import LoadedModel
 from pipelines.images.given import Given
+from pipelines.loading.parts import Part, Recipe
 from pipelines.request import GenerationRequest
 from pipelines.samplers import Denoise, Sigmas
 from pipelines.stages import Stage
@@ -29,6 +30,8 @@ class Kit(Protocol):
     texts: TextCache
     wardrobe: Wardrobe
     wrappers: Sequence[WrapDenoise]
+    made: dict[Hashable, Any]
+    """What features have made for this job and may need again, such as the edges in a picture."""
 
     def model(self, name: str = "") -> LoadedModel:
         """This checkpoint, fitted into memory; empty: the job's own. The one that was in use before goes out of use."""
@@ -36,6 +39,11 @@ class Kit(Protocol):
 
     def file(self, kind: Kind, name: str) -> ModelInfo:
         """Another file that the request names. Raises ModelNotFound."""
+        ...
+
+    def network(self, name: str, recipe: Recipe, info: ModelInfo) -> AbstractContextManager[Part]:
+        """A network beside the checkpoint in use, on the device until the end of the `with`. `name`: what kind it is,
+        one of `checkpoint.WORDS`. Raises BadModel."""
         ...
 
     def image(self, name: str) -> PIL.Image.Image:

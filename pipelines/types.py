@@ -23,6 +23,8 @@ class Kind(StrEnum):
     IP_ADAPTER = "ip_adapter"
     UPSCALER = "upscaler"
     FACE_RESTORER = "face_restorer"
+    IMAGE_ENCODER = "image_encoder"  # reads pictures for IP-Adapters
+    PREPROCESSOR = "preprocessor"  # finds depth, poses, lines in a picture
     UNKNOWN = "unknown"  # can be read, but fits no row of the table
     BROKEN = "broken"  # cannot be read
 

@@ -237,6 +237,23 @@ def unet_shapes(unet: Unet) -> Shapes:
     return layers.shapes
 
 
+def control_shapes(unet: Unet, hint: tuple[int, ...] = (16, 16, 32, 32, 96, 96, 256)) -> Shapes:
+    """Zhang et al. 2023: the way down and the middle once more, a small network for the picture, and layers between."""
+    own = unet_shapes(unet)
+    layers = UnetLayers(unet)
+    layers.shapes = {name: shape for name, shape in own.items() if not name.startswith(("output_blocks.", "out."))}
+    for i, (inside, out) in enumerate(zip((3, *hint), (*hint, unet.channels[0]), strict=True)):
+        layers.conv(f"input_hint_block.{2 * i}", out, inside)
+    count, width = 0, unet.channels[0]
+    while f"input_blocks.{count}.0.weight" in own or any(name.startswith(f"input_blocks.{count}.") for name in own):
+        for last in ("out_layers.3.weight", "op.weight"):
+            width = own.get(f"input_blocks.{count}.0.{last}", (width,))[0]
+        layers.conv(f"zero_convs.{count}.0", width, width, 1)
+        count += 1
+    layers.conv("middle_block_out.0", width, width, 1)
+    return layers.shapes
+
+
 class VaeLayers(Layers):
     def resnet(self, name: str, out: int, inside: int) -> None:
         self.norm(f"{name}.norm1", inside)

@@ -1,118 +1,79 @@
-"""A1111's .yaml beside a checkpoint tells noise from v; it is data, and found when it comes, changes and goes."""
+"""Networks beside a checkpoint's: kept as long as there is room, on the device only while they are needed."""
 
-import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from pipelines.library.registry import Registry
-from pipelines.types import ModelInfo
-from tests.sparse import FLUX, SD1, Shapes, save
-from tests.test_detect import SD2, SDXL
+from pipelines.errors import BadModel, ModelNotFound
+from pipelines.loading.beside import Networks, beside
+from pipelines.loading.recipes.controlnet import CONTROLNET
+from pipelines.memory.planner import Level, Plan
+from tests.checkpoints import TINY, control_shapes, save
 
-LDM = """
-model:
-  base_learning_rate: 1.0e-4
-  target: ldm.models.diffusion.ddpm.LatentDiffusion
-  params:
-    # parameterization: "v"
-    image_size: 64
-    unet_config:
-      target: ldm.modules.diffusionmodules.openaimodel.UNetModel
-      params: {in_channels: 4, context_dim: 1024}
-    cond_stage_config:
-      target: ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder
-"""
-V = LDM.replace("# ", "")
-SGM = """
-model:
-  target: sgm.models.diffusion.DiffusionEngine
-  params:
-    denoiser_config:
-      target: sgm.modules.diffusionmodules.denoiser.DiscreteDenoiser
-      params:
-        scaling_config:
-          target: sgm.modules.diffusionmodules.denoiser_scaling.%s
-    network_config:
-      params: {context_dim: 2048}
-"""
-
-SAYS = [
-    (SD2, "768-v-ema.safetensors", LDM, ("epsilon", 512)),
-    (SD2, "512-base.safetensors", V, ("v_prediction", 768)),
-    (SD2, "mine.safetensors", V.replace('"v"', "v"), ("v_prediction", 768)),
-    (SD2, "mine.safetensors", V.replace('"v"', "eps"), ("epsilon", 512)),
-    (SD1, "mine.safetensors", V.replace("1024", "768"), ("v_prediction", 512)),
-    (SDXL, "mine.safetensors", SGM % "VScalingWithEDMcNoise", ("v_prediction", 1024)),
-    (SDXL, "noob-vpred.safetensors", SGM % "EpsScaling", ("epsilon", 1024)),
-]
+CPU = torch.device("cpu")
+HOST = Plan(host=True)
+SIZE = 10**9
 
 
-@pytest.mark.parametrize(("shapes", "name", "text", "expected"), SAYS)
-def test_it_says_more_than_the_name(
-    shapes: Shapes, name: str, text: str, expected: tuple[str, int], tmp_path: Path
-) -> None:
-    info = listed(save(tmp_path / name, shapes), text)
-    assert (info.prediction, info.width) == expected
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("nets")
+    return [save(folder / f"{i}.safetensors", control_shapes(TINY["sd1"].unet), i) for i in range(2)]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "!!python/object/apply:os.system [touch witness]",
-        "model: {target: !!python/name:os.system }",
-        "- 1",
-        "model: 3",
-        "x: [",
-        "a: &a {k: v}\nb: &b {<<: [*a, *a]}\nc: {<<: [*b, *b]}\nd: &d [*d]",
-        "model: {params: {parameterization: [v]}}",
-        "a: " + "[" * 3000,
-        "x" * 100_000,
-        V.replace("1024", "768"),
-    ],
-)
-def test_what_is_of_no_use_changes_nothing(
-    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    info = listed(save(tmp_path / "512-base.safetensors", SD2), text)
-    assert (info.kind, info.prediction, info.width) == ("checkpoint", "epsilon", 512)
-    assert not (tmp_path / "witness").exists()
-    if 'parameterization: "v"' in text:
-        assert "it is for sd1 and the checkpoint is sd2" in caplog.text
+def test_a_network_is_loaded_once_as_long_as_there_is_room(files: list[Path]) -> None:
+    networks = Networks(CPU, SIZE)
+    with networks.use("controlnet", CONTROLNET, files[0], torch.float32, HOST) as first:
+        pass
+    with networks.use("controlnet", CONTROLNET, files[0], torch.float32, HOST) as again:
+        assert again is first
+    with networks.use("controlnet", CONTROLNET, files[0], torch.bfloat16, HOST) as other:
+        assert other.dtype == next(other.module.parameters()).dtype == torch.bfloat16
+    assert len(networks) == 2
 
 
-def test_other_kinds_of_files_are_left_alone(tmp_path: Path) -> None:
-    assert listed(save(tmp_path / "flux1-dev.safetensors", FLUX), V).prediction == "flow"
+def test_what_is_in_use_stays_and_the_rest_makes_room(files: list[Path]) -> None:
+    networks = Networks(CPU, 0)
+    with networks.use("controlnet", CONTROLNET, files[0], torch.float32, HOST) as first:
+        with networks.use("controlnet", CONTROLNET, files[1], torch.float32, HOST) as second:
+            assert len(networks) == 2
+        with networks.use("controlnet", CONTROLNET, files[1], torch.bfloat16, HOST):
+            assert len(networks) == 2
+        assert next(second.module.parameters()).device.type == "meta"
+        assert next(first.module.parameters()).device == CPU
 
 
-def test_it_comes_changes_and_goes_also_between_runs(tmp_path: Path) -> None:
-    path, cache = save(tmp_path / "models" / "mine.safetensors", SD2), tmp_path / "cache.sqlite"
-    settings = path.with_suffix(".yaml")
-    registry = Registry([path.parent], cache)
-
-    def seen(registry: Registry) -> str:
-        registry.scan()
-        return registry.get("mine").prediction
-
-    assert seen(registry) == "v_prediction", "the usual one"
-    settings.write_text(LDM)
-    assert registry.stale()
-    assert seen(registry) == "epsilon"
-    assert seen(Registry([path.parent], cache)) == "epsilon"
-    settings.write_text(V)
-    os.utime(settings, ns=(1, 1))
-    assert seen(registry) == "v_prediction"
-    settings.write_text(LDM)
-    assert seen(registry) == "epsilon"
-    settings.unlink()
-    assert seen(Registry([path.parent], cache)) == "v_prediction"
-    assert seen(registry) == "v_prediction"
+@pytest.mark.parametrize("level", [Level.OFFLOAD, Level.FULL])
+def test_it_lies_on_the_device_as_long_as_it_is_needed(files: list[Path], level: Level) -> None:
+    """With everything there it stays for the job, so that the next picture finds it."""
+    networks, plan = Networks(CPU, SIZE), Plan(level=level)
+    with networks.use("controlnet", CONTROLNET, files[0], torch.float32, HOST) as part:
+        home = [parameter.data_ptr() for parameter in part.module.parameters()]
+    networks.leave()
+    with networks.use("controlnet", CONTROLNET, files[0], torch.float32, plan):
+        assert networks.bytes_on_device > 0
+    assert bool(networks.bytes_on_device) == (level == Level.FULL)
+    networks.leave()
+    assert networks.bytes_on_device == 0
+    assert [parameter.data_ptr() for parameter in part.module.parameters()] == home
 
 
-def listed(path: Path, text: str) -> ModelInfo:
-    path.with_suffix(".yaml").write_text(text)
-    registry = Registry([path.parent])
-    registry.scan()
-    (info,) = registry.models()
-    return info
+def test_where_the_checkpoint_streams_it_streams_too() -> None:
+    assert beside(Plan(level=Level.STREAM, streamed=("unet",)), "controlnet").streamed == ("controlnet",)
+    assert beside(Plan(level=Level.OFFLOAD), "controlnet").level == Level.FULL
+
+
+def test_files_that_are_none_are_said(files: list[Path], tmp_path: Path) -> None:
+    networks = Networks(CPU, SIZE)
+    save(tmp_path / "odd.safetensors", {"a.weight": (3, 3)})
+    with (
+        pytest.raises(BadModel, match=r"The ControlNet in odd\.safetensors"),
+        networks.use("controlnet", CONTROLNET, tmp_path / "odd.safetensors", torch.float32, HOST),
+    ):
+        pass
+    with (
+        pytest.raises(ModelNotFound, match="gone"),
+        networks.use("controlnet", CONTROLNET, tmp_path / "gone.safetensors", torch.float32, HOST),
+    ):
+        pass

@@ -115,6 +115,19 @@ def test_what_people_have_runs_what_they_want(
     assert found.storage == storage
 
 
+def test_networks_beside_the_denoiser_are_counted_where_they_lie() -> None:
+    """SDXL with two ControlNets: on 8 GB it does not stay there as a whole any more; on a small card they stream."""
+    alone = load("sdxl")
+    followed = alone.model_copy(update={"beside": (2500 * MB, 2500 * MB)})
+    for cap in CAPS:
+        before, found = plan(alone, room(cap)), plan(followed, room(cap))
+        assert found.level <= before.level
+        assert found.fits == before.fits
+    assert plan(alone, room(8)).level == Level.FULL > plan(followed, room(8)).level
+    whole = plan(followed, room(24))
+    assert whole.need_bytes - plan(alone, room(24)).need_bytes == pytest.approx(5000 * MB * 1.02, abs=9)
+
+
 def test_a_plan_takes_no_time() -> None:
     """The page asks for one at every move of a slider; the bar is 20 ms."""
     jobs = list(every_load())

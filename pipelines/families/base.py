@@ -79,6 +79,9 @@ class Call:
     guests: int = 0
     """So many rows at the end are of other pictures: they are seen by the ones before, and thrown away then."""
 
+    def with_told(self, more: Mapping[str, Any]) -> Self:
+        return replace(self, told={**self.told, **more})
+
 
 Aside = Callable[[Call], Call]
 """Sees every call of a network first, and may tell the network more."""

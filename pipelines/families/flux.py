@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import BadModel
-from pipelines.families.base import PLAIN, Cond, Reading
+from pipelines.families.base import PLAIN, Call, Cond, Reading
 from pipelines.families.flow import FlowModel, from_patches, patches, places
 from pipelines.families.words import clip_pooled, t5_features
 from pipelines.loading.parts import Family, Part
@@ -55,17 +55,15 @@ class Flux(FlowModel):
         tokens = patches(x)
         if self.fill:
             tokens = torch.cat([tokens, self._everything_masked(height, width).expand(len(x), -1, -1)], -1)
-        guidance = None if self.guidance is None else torch.full_like(sigma, self.guidance)
-        output = self.transformer(
-            hidden_states=tokens.to(dtype),
-            timestep=sigma,
-            guidance=guidance,
-            pooled_projections=None if cond.pooled is None else cond.pooled.to(dtype),
-            encoder_hidden_states=cond.tokens.to(dtype),
-            txt_ids=torch.zeros(cond.tokens.shape[1], 3, device=self.device),
-            img_ids=places(height // 2, width // 2, (3, 1, 2), self.device),
-            return_dict=False,
-        )[0]
+        told = {
+            "guidance": None if self.guidance is None else torch.full_like(sigma, self.guidance),
+            "pooled_projections": None if cond.pooled is None else cond.pooled.to(dtype),
+            "encoder_hidden_states": cond.tokens.to(dtype),
+            "txt_ids": torch.zeros(cond.tokens.shape[1], 3, device=self.device),
+            "img_ids": places(height // 2, width // 2, (3, 1, 2), self.device),
+        }
+        with self.asides.heard(Call(x, sigma, float(sigma[0]), cond, told)) as call:
+            output = self.transformer(hidden_states=tokens.to(dtype), timestep=sigma, return_dict=False, **call.told)[0]
         return from_patches(output, height, width)
 
     def _everything_masked(self, height: int, width: int) -> Tensor:

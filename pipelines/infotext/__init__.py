@@ -126,12 +126,19 @@ def _control(control: Control) -> str:
         "Model": control.model,
         "Weight": f"{control.weight:g}",
         "Resize Mode": control.resize_mode,
+        **({} if control.pixel_perfect else {"Processor Res": str(control.resolution)}),
+        **{f"Threshold {x}": f"{value:g}" for x, value in _thresholds(control) if value is not None},
         "Guidance Start": f"{control.start:g}",
         "Guidance End": f"{control.end:g}",
         "Pixel Perfect": str(control.pixel_perfect),
         "Control Mode": control.mode,
+        **({"Hr Option": control.hr_option} if control.hr_option != "Both" else {}),
     }
     return line(values)
+
+
+def _thresholds(control: Control) -> tuple[tuple[str, float | None], ...]:
+    return ("A", control.threshold_a), ("B", control.threshold_b)
 
 
 def _at(request: Any, path: str) -> Any:

@@ -26,6 +26,8 @@ FOLDERS: dict[str, Kind | None] = {
     **dict.fromkeys(("ipadapter", "ip_adapter"), Kind.IP_ADAPTER),
     **dict.fromkeys(("esrgan", "realesrgan", "swinir", "dat", "hat", "upscale_models", "spandrel"), Kind.UPSCALER),
     **dict.fromkeys(("gfpgan", "codeformer", "facerestore_models"), Kind.FACE_RESTORER),
+    **dict.fromkeys(("clip_vision", "clipvision", "image_encoder"), Kind.IMAGE_ENCODER),
+    **dict.fromkeys(("controlnetpreprocessor", "annotators", "preprocessor"), Kind.PREPROCESSOR),
     **dict.fromkeys(("vae-approx", "vae_approx"), None),
 }
 """Names of folders, in small letters -> what is expected there. None: not looked into."""
@@ -41,6 +43,8 @@ PLACE: dict[str, str] = {
     Kind.IP_ADAPTER: "models/IPAdapter",
     Kind.UPSCALER: "models/ESRGAN",
     Kind.FACE_RESTORER: "models/GFPGAN",
+    Kind.IMAGE_ENCODER: "models/clip_vision",
+    Kind.PREPROCESSOR: "models/ControlNetPreprocessor",
 }
 """Where we tell the user to put a file."""
 

@@ -34,6 +34,10 @@ WORDS = {
     "text_encoder": ("text encoder", "text_encoder"),
     "text_encoder_2": ("second text encoder", "text_encoder"),
     "text_encoder_3": ("third text encoder", "text_encoder"),
+    "controlnet": ("ControlNet", "ControlNet"),
+    "t2i_adapter": ("T2I adapter", "T2IAdapter"),
+    "ip_adapter": ("IP-Adapter", "IPAdapter"),
+    "image_encoder": ("CLIP vision encoder", "clip_vision"),
 }
 """What people call a part, and in which of the models folders one of its own belongs."""
 

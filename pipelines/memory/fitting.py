@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,11 @@ from pipelines.adapters.wardrobe import Wardrobe
 from pipelines.decoding import OnTile, VAEWork
 from pipelines.device import NAMES, device_name, free_bytes, read_facts, write_facts
 from pipelines.families.base import PLAIN, Asides, Cond, LoadedModel, Reading
+from pipelines.loading.beside import Networks
 from pipelines.loading.parts import Part
 from pipelines.memory.leaves import size_of
 from pipelines.memory.placement import Residency, apply
-from pipelines.memory.planner import Level, Load, PartSize, Plan, Room, Wish, at_most, degrade, plan
+from pipelines.memory.planner import DENOISERS, Level, Load, PartSize, Plan, Room, Wish, at_most, degrade, plan
 from pipelines.prompt import Reader, Span
 from pipelines.request import GenerationRequest
 from pipelines.samplers import NoiseLevels
@@ -53,6 +54,7 @@ class Fitter:
         self.device, self.choices = device, choices or Choices()
         self.backend = attention.choose(self.choices.attention, device)
         self.wardrobe = Wardrobe()
+        self.networks = Networks(device, attention=self.backend)
         self._cache = cache
         self._lessons = read_facts(cache, LESSONS_FILE)
         self._residency: Residency | None = None
@@ -66,12 +68,16 @@ class Fitter:
             held = self._residency.resident_bytes if self._residency else 0
         return free_bytes(self.device, self.choices.vram_gb) + held
 
-    def plan(self, model: LoadedModel, info: ModelInfo, task: GenerationRequest) -> Plan:
+    def plan(
+        self, model: LoadedModel, info: ModelInfo, task: GenerationRequest, beside: Iterable[ModelInfo] = ()
+    ) -> Plan:
+        """`beside`: files of further networks that work beside the model's."""
         for part in model.parts.values():
             self._remembered_dtype(part)
         load = Load(
             family=info.family,
             parts={name: self._size(part) for name, part in model.parts.items()},
+            beside=tuple(needed_beside(file, model) for file in beside),
             **extent(task)._asdict(),
         )
         found = plan(load, Room(free_bytes=self.free_bytes(), host=self.device.type == "cpu"), self.choices.wish)
@@ -196,6 +202,13 @@ class Fitted:
 
     def decode(self, latent: Tensor) -> PIL.Image.Image:
         return self.inner.decode(latent)
+
+
+def needed_beside(file: ModelInfo, model: LoadedModel) -> int:
+    """Bytes of a network of another file in the format that the model computes in."""
+    size = file.parts.get("controlnet", file.size_bytes)
+    number = next((part.dtype.itemsize for name, part in model.parts.items() if name in DENOISERS), 2)
+    return round(size * number / 4) if file.dtype == "F32" else size * number // 2
 
 
 def _alike(held: Plan, wanted: Plan) -> bool:

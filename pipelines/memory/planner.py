@@ -62,6 +62,7 @@ class Load(Frozen):
     height: int
     batch: int = Field(default=1, description="Images at once")
     guided: bool = Field(default=True, description="Each step asks the denoiser twice: with the prompt and without")
+    beside: tuple[int, ...] = Field(default=(), description="Bytes of networks that work beside it: ControlNets, ...")
 
     @property
     def pixels(self) -> int:
@@ -228,7 +229,7 @@ def _weights(load: Load, plan: Plan) -> int:
     sizes = (
         size.stored(plan.storage) if name == load.denoiser else size.size_bytes for name, size in load.parts.items()
     )
-    return round(sum(sizes) * WEIGHTS_MARGIN)
+    return round((sum(sizes) + sum(load.beside)) * WEIGHTS_MARGIN)
 
 
 def _decode_need(load: Load, room: Room, held: int) -> tuple[int, int]:
@@ -257,8 +258,9 @@ def _denoise_need(plan: Plan, load: Load, room: Room, held: int) -> tuple[int, i
     if held or room.host:
         return acts + unpacked, whole
     if plan.level == Level.OFFLOAD:
-        return round(whole * WEIGHTS_MARGIN) + acts + unpacked, whole
+        return round((whole + sum(load.beside)) * WEIGHTS_MARGIN) + acts + unpacked, whole
     passing = 3 * size.leaf_bytes + acts  # two buffers, and a third for a weight that a LoRA changes
+    passing += sum(min(other, 2 * size.leaf_bytes) for other in load.beside)
     spare = int((room.free_bytes - RESERVE_BYTES - passing) / WEIGHTS_MARGIN)
     resident = max(0, min(_rounded(spare), whole))
     return passing + round(resident * WEIGHTS_MARGIN), resident

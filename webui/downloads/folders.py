@@ -23,6 +23,8 @@ FOLDERS: dict[Kind, str] = {
     Kind.IP_ADAPTER: "ControlNet",
     Kind.UPSCALER: "ESRGAN",
     Kind.FACE_RESTORER: "GFPGAN",
+    Kind.IMAGE_ENCODER: "clip_vision",
+    Kind.PREPROCESSOR: "ControlNetPreprocessor",
 }
 """A1111's names."""
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from pipelines import needs
+from pipelines.control.preprocessors import MODULES
 from pipelines.types import Kind
 from webui.i18n import t
 from webui.studio import Studio
@@ -104,7 +105,7 @@ VALUES: dict[str, Callable[[Studio], list[str]]] = {
     "refiner.model": lambda studio: ["", *_names(studio, Kind.CHECKPOINT)],
     "faces.model": lambda studio: ["", *_names(studio, Kind.FACE_RESTORER)],
     "controls.model": lambda studio: ["", *_names(studio, Kind.CONTROLNET), *_names(studio, Kind.T2I_ADAPTER)],
-    "controls.module": lambda studio: ["none"],
+    "controls.module": lambda studio: [module.name for module in MODULES],
     "references.model": lambda studio: ["", *_names(studio, Kind.IP_ADAPTER)],
 }
 """Of the fields whose choices are files and what the worker can do."""

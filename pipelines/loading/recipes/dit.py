@@ -80,11 +80,15 @@ def _sd3_config(shapes: Shapes) -> Config:
 
 
 def _flux_config(shapes: Shapes) -> Config:
+    return {**flux_sizes(shapes), "out_channels": shapes.rows("proj_out.weight")}
+
+
+def flux_sizes(shapes: Shapes) -> Config:
+    """Of the transformer and of its ControlNets."""
     width, channels = shapes["x_embedder.weight"]
     head = shapes.rows("transformer_blocks.0.attn.norm_q.weight")
     return {
         "in_channels": channels,
-        "out_channels": shapes.rows("proj_out.weight"),
         "num_layers": shapes.count("transformer_blocks."),
         "num_single_layers": shapes.count("single_transformer_blocks."),
         "attention_head_dim": head,

@@ -24,7 +24,7 @@ TIME_WIDTH = 256
 """Numbers that each of SDXL's sizes becomes: Podell et al. 2023, section 2.2."""
 
 
-def _settings(config: Config) -> Config:
+def settings(config: Config) -> Config:
     """diffusers' own notes, such as _class_name, are no arguments."""
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
@@ -125,7 +125,7 @@ def _unet_names(tensors: Tensors, config: Config) -> Tensors:
     return converted
 
 
-UNET = Recipe((UNET_PREFIX,), unet_config, _unet_module, _unet_names, _settings)
+UNET = Recipe((UNET_PREFIX,), unet_config, _unet_module, _unet_names, settings)
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names in VAE folders that were made before 2023, and what they are called now."""
@@ -137,7 +137,7 @@ def vae(scaling_factor: float, shift_factor: float | None = None) -> Recipe:
     def config(tensors: Tensors) -> Config:
         return {**_vae_sizes(Shapes(tensors)), "scaling_factor": scaling_factor, "shift_factor": shift_factor}
 
-    return Recipe(("first_stage_model.", "vae.", ""), config, _vae_module, _vae_names, _settings)
+    return Recipe(("first_stage_model.", "vae.", ""), config, _vae_module, _vae_names, settings)
 
 
 def _vae_sizes(shapes: Shapes) -> Config:

@@ -6,6 +6,7 @@ window.inkstone.models = (element, use) => {
     all: "kind_all", checkpoint: "kind_checkpoint", lora: "kind_lora", vae: "kind_vae", embedding: "kind_embedding",
     text_encoder: "kind_text_encoder", controlnet: "kind_controlnet", t2i_adapter: "kind_t2i_adapter",
     ip_adapter: "kind_ip_adapter", upscaler: "kind_upscaler", face_restorer: "kind_face_restorer",
+    image_encoder: "kind_image_encoder", preprocessor: "kind_preprocessor",
     unknown: "kind_unknown", broken: "kind_broken",
   };
   const FAMILIES = {
