@@ -82,11 +82,14 @@ class Patch:
             output = output + more
         return output
 
-    def _at(self, module: nn.Module, x: Tensor) -> Ready:
-        where = (x.device, x.dtype)
-        if self.ready is None or self.ready.where != where:
-            self.ready = made_ready(self.terms, module, where)
+    def prepare(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> Ready:
+        """For calls of this layer with inputs like that."""
+        if self.ready is None or self.ready.where != (device, dtype):
+            self.ready = made_ready(self.terms, module, (device, dtype))
         return self.ready
+
+    def _at(self, module: nn.Module, x: Tensor) -> Ready:
+        return self.prepare(module, x.device, x.dtype)
 
 
 def made_ready(terms: Iterable[Term], module: Any, where: tuple[torch.device, torch.dtype]) -> Ready:
