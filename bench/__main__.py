@@ -21,6 +21,8 @@ def main() -> None:
     log.info("\nThe sampling loop against diffusers' pipeline, one thread, CPU seconds")
     # in a process of its own, since threads are counted when torch is imported
     subprocess.run([sys.executable, "-m", "bench.loop"], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    log.info("\nLoRAs on a full-size SD 1.5, one thread, CPU seconds")
+    subprocess.run([sys.executable, "-m", "bench.lora"], check=True)
     log.info("\nLoading and switching checkpoints against diffusers' from_single_file, one thread, CPU seconds")
     subprocess.run([sys.executable, "-m", "bench.models"], check=True)
 

@@ -385,6 +385,27 @@ def test_pictures(kit: Shelf) -> None:
     assert draw(kit, twice)[0].tobytes() != draw(kit, other)[0].tobytes()
 
 
+def test_weights_by_blocks(kit: Shelf) -> None:
+    """Of all blocks in full is the whole LoRA, of none is none; BASE is the text encoders'."""
+    bare = GenerationRequest(width=64, height=64, steps=1, seed=3, model="dream")
+    drawn = {
+        tag: draw(kit, bare.model_copy(update={"prompt": f"a cat {tag}"}))[0].tobytes()
+        for tag in (
+            *("<lora:a>", "<lora:a:0>", "<lora:a:1:0>", "<lora:a:1:lbw=ALL>", "<lora:a:1:lbw=NONE>", "<lora:a:lbw=M>"),
+            *(f"<lora:a:1:lbw={','.join('1' * 26)}>", "<lora:a:1:lbw=1" + ",0" * 16 + ">", "<lora:a:1:lbw=MIDD>"),
+        )
+    }
+    whole, none, text = (drawn[tag] for tag in ("<lora:a>", "<lora:a:0>", "<lora:a:1:0>"))
+    assert drawn["<lora:a:1:lbw=ALL>"] == drawn[f"<lora:a:1:lbw={','.join('1' * 26)}>"] == whole
+    assert drawn["<lora:a:1:lbw=NONE>"] == none
+    assert drawn["<lora:a:1:lbw=1" + ",0" * 16 + ">"] == text
+    assert drawn["<lora:a:1:lbw=MIDD>"] not in (whole, none, text)
+    assert drawn["<lora:a:lbw=M>"] == whole
+    [note] = set(kit.notes)
+    assert "lbw=M says nothing" in note
+    assert "17 or 26 numbers" in note
+
+
 def test_a_batch_is_its_singles(kit: Shelf) -> None:
     task = GenerationRequest(prompt="a cat <lora:a>", width=64, height=64, steps=2, seed=3, batch_size=2)
     second = task.model_copy(update={"batch_size": 1, "seed": 4})

@@ -72,7 +72,7 @@ class Runner:
             size = self._outputs.recover(picture.id)
             if size and picture.job and (job := self._jobs.get(picture.job)):
                 width, height = size
-                text = infotext.dump(job.task, picture.unit or 0, job.model, VERSION)
+                text = infotext.dump(job.task, picture.unit or 0, job.model, VERSION, job.files)
                 self._jobs.saved(picture.model_copy(update={"width": width, "height": height, "infotext": text}))
         self._requeue_orphans()
         self._forget_the_oldest()
@@ -188,7 +188,8 @@ class Runner:
     async def _save(self, job: Job, picture: Picture) -> PictureInfo:
         path = self._jobs.reserved(job.id, picture.unit) or self._next_path(picture.seed)
         self._jobs.reserve(job.id, picture.unit, path)
-        text = infotext.dump(job.task, picture.unit, job.model, VERSION)
+        # in a thread: it may have to read a LoRA for its hash
+        text = await asyncio.to_thread(infotext.dump, job.task, picture.unit, job.model, VERSION, job.files)
         width, height = await asyncio.to_thread(self._outputs.write, path, picture.png, text)
         return PictureInfo(
             id=path, width=width, height=height, seed=picture.seed, infotext=text, job=job.id, unit=picture.unit

@@ -9,8 +9,10 @@ from pydantic import ValidationError
 from pipelines.errors import PipelineError
 from pipelines.infotext.rows import OTHER_NAMES, ROWS, SAME
 from pipelines.infotext.text import line, pairs, pairs_in, written
+from pipelines.library.lora_card import lora_hash
+from pipelines.prompt.tags import names_in
 from pipelines.request import Control, Faces, GenerationRequest, Hires, Refiner, Start
-from pipelines.types import Kind, ModelInfo
+from pipelines.types import Kind, ModelInfo, file_key
 
 __all__ = ["Read", "dump", "line", "load", "pairs", "pairs_in"]
 
@@ -49,6 +51,8 @@ def dump(
     if request.hires and (request.hires.width or request.hires.height):
         values["Hires resize"] = f"{request.hires.width}x{request.hires.height}"
     values |= {f"ControlNet {n}": _control(control) for n, control in enumerate(request.controls)}
+    if hashes := _loras(request, files):
+        values["Lora hashes"] = hashes
     values["Version"] = f"Inkstone {version}"
     return written(request.prompt, request.negative_prompt, values)
 
@@ -117,6 +121,14 @@ def _models(request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
         values["VAE"] = "None"
     encoders = [info for _, info in sorted(model.companions.items()) if info.kind == Kind.TEXT_ENCODER]
     return values | {f"Module {n}": encoder.name for n, encoder in enumerate(encoders, 1)}
+
+
+def _loras(request: GenerationRequest, files: Mapping[str, ModelInfo]) -> str:
+    """`name: hash` of each that the prompts name. Reads a file whose hash is not known yet."""
+    prompts = (request.prompt, *((request.hires.prompt,) if request.hires else ()))
+    found = {name: files.get(file_key(Kind.LORA, name)) for name in names_in(*prompts)}
+    hashes = {re.sub("[:,]", "", name): lora_hash(info) for name, info in found.items() if info}
+    return ", ".join(f"{name}: {digits}" for name, digits in hashes.items() if digits)
 
 
 def _control(control: Control) -> str:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field, ValidationError
 
 from pipelines.errors import PipelineError
+from pipelines.library.lora_card import LoraCard, lora_card
 from pipelines.request import GenerationRequest
 from pipelines.types import Kind, ModelInfo
 from webui.api.errors import ErrorBody, sentence
@@ -65,6 +66,11 @@ def routes(studio: Studio) -> APIRouter:
     def kinds() -> dict[Kind, int]:
         """How many files there are of each kind."""
         return Counter(info.kind for info in studio.registry.models())
+
+    @router.get("/models/lora/{name:path}")
+    def lora(name: str) -> LoraCard:
+        """What is known of a LoRA beside its weights: words that call it, tags of its pictures, its hash."""
+        return lora_card(studio.registry.find(Kind.LORA, name))
 
     @router.post("/models/refresh")
     def refresh() -> dict[Kind, int]:
