@@ -23,7 +23,7 @@ from pipelines.types import Assignment, Kind, ModelInfo, file_key
 Use = Callable[[ModelInfo], AbstractContextManager[LoadedModel]]
 """Holds a model in memory as long as it is used."""
 
-BESIDE = (Kind.CONTROLNET, Kind.T2I_ADAPTER, Kind.IP_ADAPTER)
+BESIDE = (Kind.CONTROLNET, Kind.T2I_ADAPTER, Kind.IP_ADAPTER, Kind.LORA)
 """What lies on the device beside the denoiser."""
 
 
