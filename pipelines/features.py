@@ -9,18 +9,19 @@ from contextlib import ExitStack, contextmanager
 
 from pipelines.control.feature import controlled
 from pipelines.guidance import guided
+from pipelines.images.beside import edits, guided_by_picture, seeing
 from pipelines.images.masked import masked
 from pipelines.samplers import Denoise
 from pipelines.scene import Feature, Scene
 
-FEATURES: tuple[Feature, ...] = (controlled, masked)
+FEATURES: tuple[Feature, ...] = (controlled, seeing, masked)
 
 
 @contextmanager
 def denoiser(scene: Scene) -> Generator[Denoise, None, None]:
     """The network with its guidance, all features that the request asks for, and what extensions put around it."""
     with ExitStack() as stack:
-        denoise = guided(scene)
+        denoise = guided_by_picture(scene) if edits(scene) else guided(scene)
         for feature in FEATURES:
             denoise = stack.enter_context(feature(scene, denoise))
         for wrap in scene.kit.wrappers:

@@ -23,6 +23,7 @@ from pipelines.features import denoiser
 from pipelines.images.canvas import Canvas, laid_out
 from pipelines.images.finish import finished
 from pipelines.images.given import Given, Made
+from pipelines.images.soft import with_soft_cover
 from pipelines.request import GenerationRequest
 from pipelines.samplers import Denoise, OnStep, sampler_named
 from pipelines.scene import Kit, Scene
@@ -82,7 +83,9 @@ def walked(scene: Scene, denoise: Denoise, on_step: OnStep) -> Made:
 def pictured(scene: Scene, made: Made, index: int) -> PIL.Image.Image:
     """Image `index` of the batch, after the last pass."""
     picture = scene.model.decode(made[index]) if isinstance(made, Tensor) else made[index]
-    start, canvas = scene.request.start, scene.given and scene.given.canvas
+    start, canvas, given = scene.request.start, scene.canvas, scene.given
+    if start and canvas and given and given.mask is not None and start.soft and isinstance(made, Tensor):
+        canvas = with_soft_cover(canvas, made[index], given.original, given.mask, start.soft)
     return finished(canvas, picture, start.color_correction) if start and canvas else picture
 
 

@@ -131,6 +131,7 @@ class Start(Frozen):
     masked_content: MaskedContent = "original"
     only_masked: bool = Field(default=False, description="Paint the masked area at the full size, then put it back")
     padding: int = Field(default=32, ge=0, le=1024, description="Pixels around the mask, with only_masked")
+    mask_weight: Share = Field(default=1.0, description="Of inpainting models: how much is hidden from them")
     soft: Soft | None = None
     outpaint: Outpaint | None = None
     noise_multiplier: float = Field(default=1.0, ge=0, le=1.5)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipelines.adapters.wardrobe import Wardrobe
 from pipelines.conditioning import TextCache, Told
 from pipelines.families.base import LoadedModel
+from pipelines.images.canvas import Canvas
 from pipelines.images.given import Given
 from pipelines.loading.parts import Part, Recipe
 from pipelines.request import GenerationRequest
@@ -83,6 +84,11 @@ class Scene:
     @property
     def variation_seeds(self) -> list[int]:
         return [self.request.variation_seed_of(unit) for unit in self.units]
+
+    @property
+    def canvas(self) -> Canvas | None:
+        """The picture that the request starts from, at the size of this pass."""
+        return self.given.canvas if self.given else None
 
     @property
     def device(self) -> torch.device:

@@ -25,10 +25,12 @@ class Cond:
     pooled: Tensor | None = None
     away: tuple[bool, ...] = ()
     """Which rows say what to stay away from; empty: none of them."""
+    blind: tuple[bool, ...] = ()
+    """Which rows do not see the picture that the network sees beside the latents; empty: all of them do."""
     notes: tuple[str, ...] = ()
     """What of the prompts could not be read."""
 
-    ROWS: ClassVar[tuple[str, ...]] = ("tokens", "pooled", "away")
+    ROWS: ClassVar[tuple[str, ...]] = ("tokens", "pooled", "away", "blind")
     """The fields that have an entry for each row."""
 
     def take(self, rows: Sequence[int]) -> Self:
@@ -78,6 +80,8 @@ class Call:
     """What the network takes beside latents and step, by its own argument names."""
     guests: int = 0
     """So many rows at the end are of other pictures: they are seen by the ones before, and thrown away then."""
+    beside: Tensor | None = None
+    """What the network sees beside the latents, as `LoadedModel.beside` gives it. None: what stands for no picture."""
 
     def with_told(self, more: Mapping[str, Any]) -> Self:
         return replace(self, told={**self.told, **more})
@@ -139,6 +143,17 @@ class LoadedModel(Protocol):
         """[n, 3, height, width] from 0 to 1 -> [n, channels, height / 8, width / 8], without the encoder's noise."""
         ...
 
+    def beside(self, picture: Tensor, mask: Tensor, hidden: float = 1.0) -> Tensor | None:
+        """What a network for inpainting, or one that edits, sees beside the latents: [1, channels, height, width]; None
+        for all others. Picture [1, 3, height, width] and mask [1, 1, height, width] from 0 to 1, in pixels; 1 is
+        painted. `hidden`: how much of what lies under the mask it does not see."""
+        ...
+
     def decode(self, latent: Tensor) -> PIL.Image.Image:
         """The picture of one latent [channels, height, width]."""
         ...
+
+
+def covered(picture: Tensor, mask: Tensor, hidden: float = 1.0) -> Tensor:
+    """Grey under the mask: what models for inpainting see of a picture."""
+    return torch.lerp(picture, torch.full_like(picture, 0.5), mask * hidden)

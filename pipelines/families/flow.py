@@ -66,6 +66,9 @@ class FlowModel:
         velocity = self.velocity(even.to(self.device), levels, cond)[..., :height, :width]
         return x - velocity.float() * sigma
 
+    def beside(self, picture: Tensor, mask: Tensor, hidden: float = 1.0) -> Tensor | None:
+        return None
+
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return (self.channels, height // self.scale, width // self.scale)
 

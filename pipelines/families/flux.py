@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pipelines.errors import BadModel
-from pipelines.families.base import PLAIN, Call, Cond, Reading
+from pipelines.families.base import PLAIN, Call, Cond, Reading, covered
 from pipelines.families.flow import FlowModel, from_patches, patches, places
 from pipelines.families.words import clip_pooled, t5_features
 from pipelines.loading.parts import Family, Part
@@ -41,7 +42,7 @@ class Flux(FlowModel):
         self.levels = FlowLevels(growing() if config.guidance_embeds else fixed(1.0))
         self.reader = self.reader._replace(tokens=DEV_TOKENS if config.guidance_embeds else SCHNELL_TOKENS)
         self.fill = config.in_channels == config.out_channels + 64 + 4 * MASK_CHANNELS
-        self._masked: tuple[tuple[int, int], Tensor] | None = None
+        self._nothing: Tensor | None = None
         if not self.fill and config.in_channels != config.out_channels:
             raise BadModel(f"{info.name} draws after another picture, as control models do. These cannot be run yet.")
 
@@ -52,9 +53,6 @@ class Flux(FlowModel):
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         height, width = x.shape[-2:]
         dtype = self.parts["transformer"].dtype
-        tokens = patches(x)
-        if self.fill:
-            tokens = torch.cat([tokens, self._everything_masked(height, width).expand(len(x), -1, -1)], -1)
         told = {
             "guidance": None if self.guidance is None else torch.full_like(sigma, self.guidance),
             "pooled_projections": None if cond.pooled is None else cond.pooled.to(dtype),
@@ -63,17 +61,35 @@ class Flux(FlowModel):
             "img_ids": places(height // 2, width // 2, (3, 1, 2), self.device),
         }
         with self.asides.heard(Call(x, sigma, float(sigma[0]), cond, told)) as call:
-            output = self.transformer(hidden_states=tokens.to(dtype), timestep=sigma, return_dict=False, **call.told)[0]
+            tokens = self._tokens(call).to(dtype)
+            output = self.transformer(hidden_states=tokens, timestep=sigma, return_dict=False, **call.told)[0]
         return from_patches(output, height, width)
 
-    def _everything_masked(self, height: int, width: int) -> Tensor:
-        """Fill's further channels when there is no picture to fill in: grey under a mask that covers all of it.
-        Encoded in the first step of a size, and kept."""
-        if self._masked is None or self._masked[0] != (height, width):
+    def beside(self, picture: Tensor, mask: Tensor, hidden: float = 1.0) -> Tensor | None:
+        """Of fill: the picture without what lies under the mask, and the mask in pixels."""
+        if not self.fill:
+            return None
+        shown = self.to_latent(covered(picture, mask, hidden))
+        return torch.cat([shown, functional.pixel_unshuffle(mask.to(shown), self.scale)], 1)
+
+    def _tokens(self, call: Call) -> Tensor:
+        """Of the latents, and for fill of what is beside them: without a picture that is grey under a mask that covers
+        all of it, encoded in the first step of a size, and kept."""
+        tokens = patches(call.x)
+        if not self.fill:
+            return tokens
+        height, width = call.x.shape[-2:]
+        shown = self._blank(height, width) if call.beside is None else call.beside
+        rows, columns = shown.shape[-2:]
+        shown = functional.pad(shown, (0, width - columns, 0, height - rows), mode="replicate")
+        return torch.cat([tokens, patches(shown).expand(len(tokens), -1, -1)], -1)
+
+    def _blank(self, height: int, width: int) -> Tensor:
+        if self._nothing is None or self._nothing.shape[-2:] != (height, width):
             grey = torch.full((1, 3, height * self.scale, width * self.scale), 0.5)
-            masks = torch.ones(1, MASK_CHANNELS, height, width, device=self.device)
-            self._masked = (height, width), torch.cat([patches(self.to_latent(grey)), patches(masks)], -1)
-        return self._masked[1]
+            self._nothing = self.beside(grey, torch.ones_like(grey[:, :1]))
+        assert self._nothing is not None  # fill always has something beside
+        return self._nothing
 
 
 CLIP_L = clip(("text_encoders.clip_l.transformer.", ""))

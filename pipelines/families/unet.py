@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Self, cast
 import PIL.Image
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pipelines.errors import BadModel, PipelineError
-from pipelines.families.base import PLAIN, Asides, Call, Cond, Reading
+from pipelines.families.base import PLAIN, Asides, Call, Cond, Reading, covered
 from pipelines.library.network_folder import read_json
 from pipelines.loading.checkpoint import load_parts
 from pipelines.loading.parts import Config, Part, Recipe
@@ -43,7 +44,7 @@ class UNetModel(ABC):
         self.levels = NoiseLevels.of_config(schedule)
         self.prediction: str = info.prediction or schedule.get("prediction_type", "epsilon")
         self.kind = self._kind()
-        self._blank: Tensor | None = None
+        self._nothing: Tensor | None = None
         if self.prediction not in PREDICTIONS:
             raise BadModel(f"The model predicts {self.prediction!r}; {' and '.join(PREDICTIONS)} are known.")
         if (self.unet.config.addition_embed_type == "text_time") != self.SIZED:
@@ -84,7 +85,7 @@ class UNetModel(ABC):
         shrink = 1 / math.sqrt(sigma**2 + 1)
         step = torch.full((len(x),), self.levels.step(sigma), device=self.device)
         with self.asides.heard(Call(x * shrink, step, sigma, cond, self.told(x, cond))) as call:
-            seen = self._beside(call.x).to(self.parts["unet"].dtype)
+            seen = self._seen(call).to(self.parts["unet"].dtype)
             output: Tensor = self.unet(seen, call.step, return_dict=False, **call.told)[0][: len(x)].float()
         if self.prediction == "v_prediction":  # v = alpha noise - sigma x0, Salimans and Ho 2022, appendix D
             return x * shrink**2 - output * (sigma * shrink)
@@ -94,20 +95,38 @@ class UNetModel(ABC):
         """What the network takes beside the latents and the step."""
         return {"encoder_hidden_states": cond.tokens}
 
-    def _beside(self, x: Tensor) -> Tensor:
-        """Where there is no picture to start from, a model for inpainting is to paint everything: on grey, mask 1."""
+    def beside(self, picture: Tensor, mask: Tensor, hidden: float = 1.0) -> Tensor | None:
+        """A mask and the picture without what lies under it; or, to edit, the picture as the VAE gives it."""
+        if self.kind == "pix2pix":  # Brooks et al. 2023, section 3.2; their code leaves its latents unscaled
+            return self.to_latent(picture) / float(self.vae.config.scaling_factor)
+        if self.kind != "inpaint":
+            return None
+        small = functional.max_pool2d(mask.to(self.device), self.scale)
+        return torch.cat([small, self.to_latent(covered(picture, mask, hidden))], 1)
+
+    def _seen(self, call: Call) -> Tensor:
+        """Latents, and what is beside them. A model for inpainting without a picture paints everything."""
+        found = call.beside
+        if self.kind and found is None:
+            found = self._blank(*call.x.shape[-2:])
+        if found is None:
+            return call.x
+        rows = found.to(call.x).expand(len(call.x), -1, -1, -1)
+        if any(call.cond.blind):
+            sees = [not blind for blind in call.cond.blind]
+            rows = rows * torch.tensor(sees, device=rows.device)[:, None, None, None]
+        return torch.cat([call.x, rows], 1)
+
+    def _blank(self, height: int, width: int) -> Tensor | None:
         if self.kind == "pix2pix":
             raise PipelineError(
                 "This model changes a picture as it is told to (InstructPix2Pix): give it one to start from. "
                 "To draw from text alone, choose another model."
             )
-        if self.kind != "inpaint":
-            return x
-        height, width = x.shape[-2:]
-        if self._blank is None or self._blank.shape[-2:] != x.shape[-2:]:
-            grey = self.to_latent(torch.full((1, 3, height * self.scale, width * self.scale), 0.5))
-            self._blank = torch.cat([torch.ones_like(grey[:, :1]), grey], 1)
-        return torch.cat([x, self._blank.to(x).expand(len(x), -1, -1, -1)], 1)
+        if self._nothing is None or self._nothing.shape[-2:] != (height, width):
+            grey = torch.full((1, 3, height * self.scale, width * self.scale), 0.5)
+            self._nothing = self.beside(grey, torch.ones_like(grey[:, :1]))
+        return self._nothing
 
     def to_latent(self, pixels: Tensor) -> Tensor:
         pixels = (pixels * 2 - 1).to(self.device, self.parts["vae"].dtype)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from pipelines.images.soft import mixed, opened
 from pipelines.samplers import Denoise
 from pipelines.scene import Scene
 
@@ -19,9 +20,11 @@ def masked(scene: Scene, denoise: Denoise) -> Generator[Denoise, None, None]:
     if given is None or given.mask is None or not scene.stage.walked_steps:
         yield denoise
         return
-    mask, original = given.mask, given.original
+    mask, original, soft = given.mask, given.original, given.start and given.start.soft
 
     def blended(x: Tensor, sigma: float) -> Tensor:
+        if soft:
+            return mixed(original, denoise(x, sigma), opened(mask, sigma, scene.sigmas.flow, soft), soft.contrast)
         return torch.lerp(original, denoise(x, sigma), mask)
 
     yield blended

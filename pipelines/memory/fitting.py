@@ -200,6 +200,9 @@ class Fitted:
     def to_latent(self, pixels: Tensor) -> Tensor:
         return self.inner.to_latent(pixels)
 
+    def beside(self, picture: Tensor, mask: Tensor, hidden: float = 1.0) -> Tensor | None:
+        return self.inner.beside(picture, mask, hidden)
+
     def decode(self, latent: Tensor) -> PIL.Image.Image:
         return self.inner.decode(latent)
 
