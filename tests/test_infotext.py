@@ -13,8 +13,10 @@ from pipelines.request import (
     Guidance,
     Hires,
     Noise,
+    Outpaint,
     Refiner,
     Sampling,
+    Soft,
     Start,
 )
 from pipelines.types import ModelInfo
@@ -130,6 +132,14 @@ def test_what_is_not_in_the_text_is_said() -> None:
     assert read.request == REQUEST
     assert "from another picture" in read.notes[0]
     assert "ControlNet" in read.notes[1]
+
+
+def test_parts_of_parts_are_written() -> None:
+    start = Start(image="sha256:1", mask="m", soft=Soft(bias=2), outpaint=Outpaint(left=64), mask_weight=0.5)
+    text = infotext.dump(REQUEST.model_copy(update={"start": start}), 0, MODEL, "1.0")
+    assert "Conditional mask weight: 0.5, Soft inpainting schedule bias: 2, Soft inpainting preservation" in text
+    assert "Outpaint left: 64" in text
+    assert "another picture" in infotext.load(text).notes[0]
 
 
 A1111 = """masterpiece, (red hair:1.2) <lora:add_detail:0.5>

@@ -162,7 +162,7 @@ def _at(request: Any, path: str) -> Any:
 
 def _default(path: str) -> Any:
     part, _, field = path.partition(".")
-    return getattr(PARTS[part], field) if part in PARTS else _at(PLAIN, path)
+    return _at(PARTS[part], field) if part in PARTS else _at(PLAIN, path)
 
 
 def _put(asked: dict[str, Any], path: str, value: Any) -> None:
