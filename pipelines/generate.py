@@ -23,6 +23,7 @@ from pipelines.features import denoiser
 from pipelines.images.canvas import Canvas, laid_out
 from pipelines.images.finish import finished
 from pipelines.images.given import Given, Made
+from pipelines.images.hires import enlarged
 from pipelines.images.soft import with_soft_cover
 from pipelines.request import GenerationRequest
 from pipelines.samplers import Denoise, OnStep, sampler_named
@@ -60,6 +61,8 @@ def generate(
             if stage == plan[-1]:
                 for unit in batch.wanted:
                     yield unit, pictured(scene, before, unit - batch.units[0])
+            else:
+                before = enlarged(scene, before, plan[plan.index(stage) + 1])
         walked_before += stage.walked_steps
 
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
 from typing import Any, Self
 
 import PIL.Image
@@ -13,6 +14,7 @@ from pipelines.conditioning import TextCache
 from pipelines.decoding import OnTile
 from pipelines.errors import ModelNotFound, PipelineError
 from pipelines.families.base import LoadedModel
+from pipelines.images.networks import PixelNetworks, quiet
 from pipelines.loading.beside import Networks
 from pipelines.loading.parts import Part, Recipe
 from pipelines.memory.fitting import Fitted, Fitter
@@ -47,7 +49,7 @@ class JobKit:
         self._note, self._noted = note, set[str]()
         self._assignment, self._use, self._fitter = assignment, use, fitter
         self.made: dict[Hashable, Any] = {}
-        self.on_tile: OnTile = lambda done, total: None
+        self.on_tile: OnTile = quiet
         self._stack = ExitStack()
         self._name: str | None = None
         self._fitted: Fitted | None = None
@@ -76,6 +78,10 @@ class JobKit:
     @property
     def in_use(self) -> Fitted:
         return self._fitted or self.model()
+
+    @property
+    def pixels(self) -> PixelNetworks:
+        return self._fitter.pixels
 
     def file(self, kind: Kind, name: str) -> ModelInfo:
         try:
@@ -110,12 +116,17 @@ class SoloKit:
         self.wrappers = wrappers
         self.notes: list[str] = []
         self.made: dict[Hashable, Any] = {}
+        self.on_tile: OnTile = quiet
         self._model = model
 
     def model(self, name: str = "") -> LoadedModel:
         if name:
             raise ModelNotFound(f"There is no checkpoint named {name!r} here.")
         return self._model
+
+    @cached_property
+    def pixels(self) -> PixelNetworks:
+        return PixelNetworks(self._model.device)
 
     def file(self, kind: Kind, name: str) -> ModelInfo:
         raise ModelNotFound(f"There is no {kind} named {name!r} here.")

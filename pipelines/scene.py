@@ -11,9 +11,11 @@ from torch import Tensor
 
 from pipelines.adapters.wardrobe import Wardrobe
 from pipelines.conditioning import TextCache, Told
+from pipelines.decoding import OnTile
 from pipelines.families.base import LoadedModel
 from pipelines.images.canvas import Canvas
 from pipelines.images.given import Given
+from pipelines.images.networks import PixelNetworks
 from pipelines.loading.parts import Part, Recipe
 from pipelines.request import GenerationRequest
 from pipelines.samplers import Denoise, Sigmas
@@ -33,6 +35,13 @@ class Kit(Protocol):
     wrappers: Sequence[WrapDenoise]
     made: dict[Hashable, Any]
     """What features have made for this job and may need again, such as the edges in a picture."""
+    on_tile: OnTile
+    """Told of pieces of a picture that are done. What it raises ends the work."""
+
+    @property
+    def pixels(self) -> PixelNetworks:
+        """Upscalers and face restorers."""
+        ...
 
     def model(self, name: str = "") -> LoadedModel:
         """This checkpoint, fitted into memory; empty: the job's own. The one that was in use before goes out of use."""

@@ -37,6 +37,8 @@ class Canvas:
     """L, of the ground's size: how much of the result shows."""
     source: PIL.Image.Image | None = None
     """RGB, of its own size, where its latents are to be resized in place of its pixels."""
+    part: bool = False
+    """Only the box is painted: it stays in its place whatever the pass's size."""
 
     def at(self, width: int, height: int) -> "Canvas":
         """For a pass of another size. The part stays in its place, or all of the ground grows."""
@@ -45,7 +47,7 @@ class Canvas:
         scale = (width / self.original.width, height / self.original.height)
         grown: dict[str, Any] = {"source": None}
         grown |= {name: _sized(getattr(self, name), width, height) for name in ("original", "picture", "mask")}
-        if self.box != whole(self.ground):
+        if self.part:
             return replace(self, **grown, inner=self.inner.scaled(*scale))
         grown |= {name: _sized(getattr(self, name), width, height) for name in ("ground", "cover")}
         full = Box(0, 0, width, height)
@@ -80,7 +82,7 @@ def _part(start: Start, picture: PIL.Image.Image, hard: PIL.Image.Image, width: 
     box = window(soft, start.padding, width, height)
     original, inner = resize_and_fill(picture.crop(box), width, height)
     mask = resize_and_fill(soft.crop(box), width, height).picture
-    return Canvas(picture, box, inner, original, _content(start, original, mask), mask, soft)
+    return Canvas(picture, box, inner, original, _content(start, original, mask), mask, soft, part=True)
 
 
 def window(mask: PIL.Image.Image, padding: int, width: int, height: int) -> Box:

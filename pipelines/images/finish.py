@@ -6,7 +6,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from pipelines.images.canvas import Canvas
-from pipelines.images.resize import just_resize, whole
+from pipelines.images.resize import just_resize
 
 Floats = NDArray[np.float32]
 
@@ -16,7 +16,7 @@ def finished(canvas: Canvas, made: PIL.Image.Image, colours: bool = False) -> PI
     if colours:
         made = recoloured(made, canvas.original)
     placed = made
-    if canvas.box != whole(canvas.ground) or canvas.inner != whole(made):
+    if canvas.part:
         placed = canvas.ground.copy()
         placed.paste(just_resize(made.crop(canvas.inner), *canvas.box.size).picture, canvas.box)
     return PIL.Image.composite(placed, canvas.ground, canvas.cover) if canvas.cover else placed

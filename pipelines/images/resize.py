@@ -39,17 +39,17 @@ def whole(picture: PIL.Image.Image) -> Box:
     return Box(0, 0, *picture.size)
 
 
-def just_resize(picture: PIL.Image.Image, width: int, height: int) -> Resized:
+def just_resize(picture: PIL.Image.Image, width: int, height: int, by: Resampling = LANCZOS) -> Resized:
     """To this size, whatever becomes of the proportions. A picture of that size stays as it is, bit for bit."""
-    found = picture if picture.size == (width, height) else picture.resize((width, height), LANCZOS)
+    found = picture if picture.size == (width, height) else picture.resize((width, height), by)
     return Resized(found, whole(found))
 
 
-def crop_and_resize(picture: PIL.Image.Image, width: int, height: int) -> Resized:
+def crop_and_resize(picture: PIL.Image.Image, width: int, height: int, by: Resampling = LANCZOS) -> Resized:
     """As large as it must be to cover all; what sticks out is cut off on both sides."""
     scale = max(width / picture.width, height / picture.height)
     covering = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    found, _ = just_resize(picture, *covering)
+    found, _ = just_resize(picture, *covering, by)
     left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
     cut = found if covering == (width, height) else found.crop((left, top, left + width, top + height))
     return Resized(cut, whole(cut))

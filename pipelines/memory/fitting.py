@@ -18,6 +18,7 @@ from pipelines.adapters.wardrobe import Wardrobe
 from pipelines.decoding import OnTile, VAEWork
 from pipelines.device import NAMES, device_name, free_bytes, read_facts, write_facts
 from pipelines.families.base import PLAIN, Asides, Cond, LoadedModel, Reading
+from pipelines.images.networks import PixelNetworks
 from pipelines.loading.beside import Networks
 from pipelines.loading.parts import Part
 from pipelines.memory.leaves import size_of
@@ -55,6 +56,7 @@ class Fitter:
         self.backend = attention.choose(self.choices.attention, device)
         self.wardrobe = Wardrobe()
         self.networks = Networks(device, attention=self.backend)
+        self.pixels = PixelNetworks(device)
         self._cache = cache
         self._lessons = read_facts(cache, LESSONS_FILE)
         self._residency: Residency | None = None
@@ -103,6 +105,7 @@ class Fitter:
         """Memory ran out with this plan: the next one to try, which is remembered for the model and the size."""
         self.clear()
         self.wardrobe.clear()
+        self.pixels.clear()
         found = degrade(used)
         if found is not None:
             self._remember(self._lesson_name(info, task), found.model_dump(mode="json"))
