@@ -14,10 +14,13 @@ from pipelines.stages import Stage, stages
 
 
 @contextmanager
-def briefed(request: GenerationRequest, stage: Stage, kit: Kit, units: range) -> Generator[Told, None, None]:
+def briefed(
+    request: GenerationRequest, stage: Stage, kit: Kit, units: range, name: str | None = None
+) -> Generator[Told, None, None]:
     """Of one pass over these images, for which the model wears the LoRAs of the prompts: `runs` sees to it that all
-    have the same. What can't be done of what the prompts ask for is noted."""
-    model = kit.model(stage.model)
+    have the same. What can't be done of what the prompts ask for is noted. `name`: a checkpoint other than the
+    pass's."""
+    model = kit.model(stage.model if name is None else name)
     wordings = wordings_of(request, stage, units, model.reader.prose)
     with kit.wardrobe.dressed(model, wordings[0].loras, kit) as dressed:
         heard = told(model, wordings, Reading(request.clip_skip, request.emphasis), kit.texts, dressed)

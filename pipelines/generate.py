@@ -1,6 +1,6 @@
 """The recipe: how a request becomes pictures. Read this file first.
 
-    for each pass (`stages.py`):  encode the prompts -> noise, or a picture with noise in it -> denoise it step by step
+    for each pass (`passes.py`):  encode the prompts -> noise, or a picture with noise in it -> denoise it step by step
     between two passes:           make it larger (`images/hires.py`)
     in the end:                   decode each latent to a picture, put it where it belongs (`images/finish.py`)
 
@@ -10,7 +10,6 @@ sends what comes out.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,18 +17,17 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from pipelines.briefing import briefed, runs
-from pipelines.features import denoiser
+from pipelines.briefing import runs
 from pipelines.images.canvas import Canvas, laid_out
 from pipelines.images.finish import finished
-from pipelines.images.given import Given, Made
+from pipelines.images.given import Made
 from pipelines.images.hires import enlarged
 from pipelines.images.soft import with_soft_cover
+from pipelines.passes import Pass
 from pipelines.request import GenerationRequest
-from pipelines.samplers import Denoise, OnStep, sampler_named
+from pipelines.samplers import OnStep
 from pipelines.scene import Kit, Scene
-from pipelines.stages import Stage, at_once, stages
-from pipelines.walks import begun, sigmas_of, walk_of
+from pipelines.stages import at_once, stages
 
 
 @dataclass(frozen=True)
@@ -47,22 +45,37 @@ def batches(request: GenerationRequest, wanted: Sequence[int]) -> list[Batch]:
     return [Batch(units, tuple(sorted(asked.intersection(units)))) for units in split if asked.intersection(units)]
 
 
-@torch.inference_mode()
 def generate(
     request: GenerationRequest, kit: Kit, batch: Batch, on_step: OnStep
 ) -> Iterator[tuple[int, PIL.Image.Image]]:
     """One batch: each wanted unit and its picture. `on_step` sees every step and may raise to end it."""
+    return (done for done in turns(request, kit, batch, on_step) if done)
+
+
+@torch.inference_mode()
+def turns(
+    request: GenerationRequest, kit: Kit, batch: Batch, on_step: OnStep
+) -> Generator[tuple[int, PIL.Image.Image] | None, None, None]:
+    """As `generate`, with a None each time before another checkpoint is needed: it may wait there for other batches
+    that still need the one in use."""
     plan, walked_before = stages(request), 0
-    canvas = canvas_of(request, kit)
-    before: Made | None = None
+    canvas, before = canvas_of(request, kit), None
+    using = plan[0].model
     for stage in plan:
-        with staged(request, stage, kit, batch.units, canvas, before) as scene, denoiser(scene) as denoise:
-            before = walked(scene, denoise, partial(_later, on_step, walked_before))
-            if stage == plan[-1]:
-                for unit in batch.wanted:
-                    yield unit, pictured(scene, before, unit - batch.units[0])
-            else:
-                before = enlarged(scene, before, plan[plan.index(stage) + 1])
+        if stage.model != using:
+            yield None
+        one = Pass(request, stage, kit, batch.units, canvas, before)
+        using = stage.model
+        for leg in one.legs:
+            if leg.model != using:
+                yield None
+            using = leg.model
+            with one.walked(leg, partial(_later, on_step, walked_before + leg.start)) as (scene, made):
+                if leg == one.legs[-1] and stage == plan[-1]:
+                    for unit in batch.wanted:
+                        yield unit, pictured(scene, made, unit - batch.units[0])
+                elif leg == one.legs[-1]:
+                    before = enlarged(scene, made, plan[plan.index(stage) + 1])
         walked_before += stage.walked_steps
 
 
@@ -72,15 +85,6 @@ def canvas_of(request: GenerationRequest, kit: Kit) -> Canvas | None:
         return None
     mask = kit.image(start.mask) if start.mask else None
     return laid_out(start, kit.image(start.image), mask, request.width, request.height)
-
-
-def walked(scene: Scene, denoise: Denoise, on_step: OnStep) -> Made:
-    """From noise, or from what is given, to latents; without a step, what is given stays as it is."""
-    if scene.given and not scene.stage.walked_steps:
-        return scene.given.untouched(len(scene.units))
-    sampler = sampler_named(scene.stage.sampler)
-    walk = walk_of(scene, sampler, on_step)
-    return sampler.solve(denoise, begun(scene, sampler, walk.noise()), walk)
 
 
 def pictured(scene: Scene, made: Made, index: int) -> PIL.Image.Image:
@@ -94,16 +98,3 @@ def pictured(scene: Scene, made: Made, index: int) -> PIL.Image.Image:
 
 def _later(on_step: OnStep, before: int, index: int, x0: Tensor) -> None:
     on_step(before + index, x0)
-
-
-@contextmanager
-def staged(
-    request: GenerationRequest, stage: Stage, kit: Kit, units: range, canvas: Canvas | None, before: Made | None
-) -> Generator[Scene, None, None]:
-    """Everything that is known before the first step of a pass, in which the model wears its LoRAs."""
-    model = kit.model(stage.model)
-    given = None
-    if canvas or before is not None:
-        given = Given(model, request.start, canvas and canvas.at(stage.width, stage.height), before)
-    with briefed(request, stage, kit, units) as heard:
-        yield Scene(request, stage, kit, model, heard, units, sigmas_of(request, stage, kit), given)

@@ -161,7 +161,10 @@ class Refiner(Frozen):
     """Another checkpoint for the last steps."""
 
     model: Name
-    switch_at: Share = Field(default=0.8, description="Share of the steps after which it takes over")
+    switch_at: Share = Field(default=0.8, description="Share of the noise levels after which it takes over")
+    during: Literal["first pass", "second pass", "both passes"] = Field(
+        default="second pass", description="Where there are two, by hires fix"
+    )
 
 
 class Control(Frozen):

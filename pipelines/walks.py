@@ -1,13 +1,18 @@
 """The walk of a pass: its noise levels, its noise, and where it begins."""
 
 import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
 from pipelines.request import GenerationRequest, Sampling
-from pipelines.samplers import ImageNoise, OnStep, Sampler, Sigmas, Walk, sampler_named, sigmas_for
+from pipelines.samplers import ImageNoise, NoiseLevels, OnStep, Sampler, Sigmas, Walk, sampler_named, sigmas_for
 from pipelines.scene import Kit, Scene
 from pipelines.stages import Stage
+
+PASSES: Mapping[str, str] = {"first": "first pass", "hires": "second pass"}
+"""What A1111 calls them."""
 
 
 def sigmas_of(request: GenerationRequest, stage: Stage, kit: Kit) -> Sigmas:
@@ -34,10 +39,40 @@ def unused(stage: Stage, options: Sampling, flow: bool) -> list[str]:
     return [sentence for sentence, idle in asked.items() if idle]
 
 
-def walk_of(scene: Scene, sampler: Sampler, on_step: OnStep) -> Walk:
+class Leg(NamedTuple):
+    """A part of a pass that one checkpoint walks."""
+
+    model: str
+    start: int
+    """The step from which on."""
+    stop: int
+    """The step before which it ends."""
+
+
+def walk_of(scene: Scene, sampler: Sampler, noise: ImageNoise, leg: Leg, on_step: OnStep) -> Walk:
     options = scene.request.sampling
     eta, levels = sampler.eta(options), scene.model.levels
-    return Walk(scene.sigmas, noise_of(scene), on_step, options, eta, levels, lambda: scene.seen.unguided)
+    sigmas = Sigmas(scene.sigmas[leg.start : leg.stop + 1], scene.sigmas.flow)
+    return Walk(sigmas, noise, on_step, options, eta, levels, lambda: scene.seen.unguided)
+
+
+def legs_of(request: GenerationRequest, stage: Stage, sigmas: Sigmas, levels: NoiseLevels) -> list[Leg]:
+    """All of the pass, or up to where the refiner takes over, and its own."""
+    steps, switch = len(sigmas) - 1, switched_at(request, stage, sigmas, levels)
+    if request.refiner is None or switch is None:
+        return [Leg(stage.model, 0, steps)]
+    legs = [Leg(stage.model, 0, switch), Leg(request.refiner.model, switch, steps)]
+    return [leg for leg in legs if leg.start < leg.stop]
+
+
+def switched_at(request: GenerationRequest, stage: Stage, sigmas: Sigmas, levels: NoiseLevels) -> int | None:
+    """The first step of the refiner: the share is one of the training's steps, as in A1111 since 1.8. None: without."""
+    refiner = request.refiner
+    if refiner is None or (request.hires and refiner.during not in (PASSES[stage.name], "both passes")):
+        return None
+    count = len(levels.sigmas)
+    passed = [(count - 1 - round(levels.step(sigma))) / count for sigma in sigmas[:-1]]
+    return next((index for index, share in enumerate(passed) if share > refiner.switch_at), None)
 
 
 def noise_of(scene: Scene) -> ImageNoise:

@@ -11,8 +11,9 @@ from torch import nn
 
 from pipelines.errors import ModelNotFound, PipelineError
 from pipelines.families.base import LoadedModel
-from pipelines.generate import canvas_of, staged
+from pipelines.generate import canvas_of
 from pipelines.kit import SoloKit
+from pipelines.passes import Pass
 from pipelines.request import GenerationRequest
 from pipelines.scene import Kit, Scene
 from pipelines.stages import stages
@@ -42,7 +43,8 @@ class FullKit(SoloKit):
 def scene_of(kit: Kit, request: GenerationRequest, name: str = "first") -> Scene:
     """Of a pass, for looking at; what it wears is off again."""
     stage = next(stage for stage in stages(request) if stage.name == name)
-    with staged(request, stage, kit, range(request.units), canvas_of(request, kit), None) as scene:
+    one = Pass(request, stage, kit, range(request.units), canvas_of(request, kit))
+    with one.staged(one.legs[0]) as scene:
         return scene
 
 

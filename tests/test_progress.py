@@ -12,7 +12,10 @@ def test_time_left_follows_the_pace_and_what_is_missing() -> None:
     for step in range(1, 6):
         progress.take(Step(unit=2, step=step, steps=10), now=100 + 2 * step)
     assert progress.seconds_left == 2 * (5 + 10), "five more steps, and one more batch of ten"
-    progress.take(Step(unit=4, step=10, steps=10), now=112)
+    progress.take(Step(unit=4, step=5, steps=10), now=112)  # in turns: the other checkpoint comes later
+    assert progress.seconds_left == 2 * (5 + 5)
+    progress.skip((2, 3))
+    progress.take(Step(unit=4, step=10, steps=10), now=114)
     assert progress.seconds_left == 0
 
 

@@ -25,14 +25,20 @@ class Progress:
     preview: bytes | None = None
     frame: int = 0
     """Counts the previews, so that nobody is sent the same one twice."""
-    _batches: list[int] = field(default_factory=list)
+    _at: dict[int, int] = field(default_factory=dict)
+    """How many steps of each batch are done; without those that are done or skipped."""
     _first_step: float | None = None
     _steps_done: int = 0
 
     def begin(self, units: tuple[int, ...]) -> None:
         """`units` are still to be made; the others were finished by an earlier try."""
         self.done = self.task.units - len(units)
-        self._batches = sorted({unit // at_once(self.task) for unit in units})
+        self._at = {unit // at_once(self.task): 0 for unit in units}
+
+    def skip(self, units: tuple[int, ...]) -> None:
+        """They are not made."""
+        for unit in units:
+            self._at.pop(unit // at_once(self.task), None)
 
     def take(self, event: Step | Decoding | Note, now: float | None = None) -> None:
         match event:
@@ -48,13 +54,14 @@ class Progress:
         self.unit, self.step, self.steps = event.unit, event.step, event.steps
         if event.preview is not None:
             self.preview, self.frame = event.preview, self.frame + 1
-        later = sum(batch > event.unit // at_once(self.task) for batch in self._batches)
+        self._at[event.unit // at_once(self.task)] = event.step
+        left = sum(event.steps - done for done in self._at.values())
         if self._first_step is None:
             self._first_step = now
         else:  # the first step also pays for loading, so it only starts the clock
             self._steps_done += 1
             pace = (now - self._first_step) / self._steps_done
-            self.seconds_left = round(pace * (later * event.steps + event.steps - event.step), 1)
+            self.seconds_left = round(pace * left, 1)
 
     def public(self) -> dict[str, object]:
         """What the pages and GET /jobs show."""

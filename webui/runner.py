@@ -177,6 +177,7 @@ class Runner:
                 self._jobs.saved(await self._save(job, event))
                 self.running[job.id].done += 1
             case Skipped():
+                self.running[job.id].skip(event.units)
                 self._jobs.skipped(job.id, event.units)
             case Done():
                 self._jobs.done(job.id, event.seconds)

@@ -118,6 +118,7 @@ ROWS = (
     number("PAG scale", "guidance.pag"),
     word("Refiner", "refiner.model", always=True),
     number("Refiner switch at", "refiner.switch_at", always=True),
+    word("Hires refiner", "refiner.during"),
     flag("Discard penultimate sigma", "sampling.discard_penultimate"),
     flag("SGM noise multiplier", "sampling.sgm_noise"),
 )

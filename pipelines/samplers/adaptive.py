@@ -67,15 +67,15 @@ SOLVERS = {1: first, 2: second, 3: third}
 
 def dpm_fast(denoise: Denoise, x: Tensor, walk: Walk) -> Tensor:
     """Section 3.4 for as many calls of the model as there are steps; each of them is reported."""
-    told, low = _Told(denoise, walk), walk.sigmas[-2]
-    orders = orders_for(walk.count - 1)
+    told, low = _Told(denoise, walk), walk.lowest
+    orders = orders_for(walk.count - walk.is_whole)
     levels = [low * (walk.sigmas[0] / low) ** (n / max(1, len(orders))) for n in range(len(orders), -1, -1)]
     for n, order in enumerate(orders):
         step = Step(levels[n], levels[n + 1])
         below = _below(walk, step, low)
         x = SOLVERS[order](Asked(told, step.to(below), x, told(x, step.sigma)))
         x = _up(walk, x, below, step.following)
-    return told(x, low)
+    return told(x, low) if walk.is_whole else x
 
 
 def orders_for(calls: int) -> Sequence[int]:
@@ -103,11 +103,13 @@ def dpm_adaptive(denoise: Denoise, x: Tensor, walk: Walk) -> Tensor:
     what the error of the one before asks for, within the smooth limits of Söderlind and Wang 2006. Reported is how
     much of the way is done, in the steps that were planned. Images of a batch can't share their steps.
     """
-    low, place, h, before = walk.sigmas[-2], walk.sigmas[0], FIRST_H, x
+    low, place, h, before = walk.lowest, walk.sigmas[0], FIRST_H, x
     whole = math.log(place / low)
     x0: Tensor | None = None
     for _ in range(MOST_TRIES):
         if place <= low * (1 + 1e-5):
+            if not walk.is_whole:
+                return x
             x0 = denoise(x, low)
             walk.on_step(walk.count - 1, x0)
             return x0

@@ -40,7 +40,7 @@ def rounds(sigmas: Sequence[float], flow: bool) -> Iterator[tuple[float, float]]
             *pairwise(down[: bottom + 1]),
             *pairwise(middle),
             *(pairwise(middle) if times > 1 else ()),
-            *pairwise([*down[bottom:], 0.0]),
+            *pairwise([*down[bottom:], sigmas[-1]]),
         ]
     )
 

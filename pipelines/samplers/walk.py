@@ -100,7 +100,8 @@ def no_unguided() -> Tensor | None:
 @dataclass(frozen=True)
 class Walk:
     sigmas: Sigmas
-    """From where the picture stands, down to 0. Of a picture to start from, only the last part of a schedule."""
+    """From where the picture stands, down to 0; or to a level from which another checkpoint goes on. Of a picture to
+    start from, only the last part of a schedule."""
     noise: Noise
     on_step: OnStep
     options: Sampling = PLAIN
@@ -114,6 +115,16 @@ class Walk:
     @property
     def count(self) -> int:
         return len(self.sigmas) - 1
+
+    @property
+    def is_whole(self) -> bool:
+        """It ends at the picture."""
+        return self.sigmas[-1] == 0
+
+    @property
+    def lowest(self) -> float:
+        """The last level with noise in it."""
+        return self.sigmas[-2] if self.is_whole else self.sigmas[-1]
 
     @property
     def flow(self) -> bool:
