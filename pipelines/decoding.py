@@ -44,6 +44,8 @@ class VAEWork:
         `note` what the user is to know."""
         self.tile = tile
         self.on_tile: OnTile = lambda done, total: None
+        self.wrap = (False, False)
+        """Whether the picture goes on at its other side: along its width, along its height."""
         self._part, self._device, self._recast, self._note = part, device, recast, note
 
     @contextmanager
@@ -117,8 +119,10 @@ class VAEWork:
 
     def _once(self, work: Work, x: Tensor, scale: int) -> Tensor:
         if self.tile and max(x.shape[-2:]) > self.tile * scale:
+            overlap = OVERLAP * min(1.0, self.tile / 64) * scale
+            margins = [min(round(overlap), side) * on for side, on in zip(x.shape[:-3:-1], self.wrap, strict=True)]
             with steady_norms(self._part.module, work, x, self.tile * scale):
-                return tiled(work, x, self.tile * scale, OVERLAP * min(1.0, self.tile / 64) * scale, self.on_tile)
+                return unwrapped(tiled(work, wrapped(x, margins), self.tile * scale, overlap, self.on_tile), x, margins)
         self.on_tile(0, 1)
         result = work(x)
         self.on_tile(1, 1)
@@ -170,6 +174,25 @@ def _hooked(layers: Sequence[nn.Module], hook: Callable[..., Any]) -> Generator[
     finally:
         for handle in handles:
             handle.remove()
+
+
+def wrapped(x: Tensor, margins: Sequence[int]) -> Tensor:
+    """With so much of its other side at both ends, along its width and its height."""
+    if not any(margins):
+        return x
+    width, height = margins
+    return functional.pad(x, (width, width, height, height), mode="circular")
+
+
+def unwrapped(result: Tensor, x: Tensor, margins: Sequence[int]) -> Tensor:
+    """The picture alone, of what was made of `wrapped(x, margins)`."""
+    width, height = margins
+    factor = result.shape[-1] / (x.shape[-1] + 2 * width)
+    (top, bottom), (left, right) = (
+        (round(margin * factor), round((margin + side) * factor))
+        for margin, side in ((height, x.shape[-2]), (width, x.shape[-1]))
+    )
+    return result[..., top:bottom, left:right]
 
 
 class _DecoderOutput:

@@ -11,10 +11,11 @@ from pipelines.control.feature import controlled
 from pipelines.guidance import guided
 from pipelines.images.beside import edits, guided_by_picture, seeing
 from pipelines.images.masked import masked
+from pipelines.images.tiling import seamless
 from pipelines.samplers import Denoise
 from pipelines.scene import Feature, Scene
 
-FEATURES: tuple[Feature, ...] = (controlled, seeing, masked)
+FEATURES: tuple[Feature, ...] = (seamless, controlled, seeing, masked)
 
 
 @contextmanager

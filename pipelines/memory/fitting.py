@@ -184,6 +184,15 @@ class Fitted:
         """Families have more than the protocol says: extensions may know them."""
         return getattr(self.inner, name)
 
+    @contextmanager
+    def wrapping(self, axes: tuple[bool, bool]) -> Generator[None, None, None]:
+        """The VAE is to know that pictures go on at their other side: along the width, along the height."""
+        self._work.wrap = axes
+        try:
+            yield
+        finally:
+            self._work.wrap = (False, False)
+
     def watch_tiles(self, on_tile: OnTile) -> None:
         self._work.on_tile = on_tile
 
