@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipelines.briefing import runs
 from pipelines.images.canvas import Canvas, laid_out
+from pipelines.images.faces import restored
 from pipelines.images.finish import finished
 from pipelines.images.given import Made
 from pipelines.images.hires import enlarged
@@ -90,6 +91,8 @@ def canvas_of(request: GenerationRequest, kit: Kit) -> Canvas | None:
 def pictured(scene: Scene, made: Made, index: int) -> PIL.Image.Image:
     """Image `index` of the batch, after the last pass."""
     picture = scene.model.decode(made[index]) if isinstance(made, Tensor) else made[index]
+    if scene.request.faces:
+        picture = restored(scene.kit, picture, scene.request.faces)
     start, canvas, given = scene.request.start, scene.canvas, scene.given
     if start and canvas and given and given.mask is not None and start.soft and isinstance(made, Tensor):
         canvas = with_soft_cover(canvas, made[index], given.original, given.mask, start.soft)

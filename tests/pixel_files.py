@@ -26,10 +26,10 @@ def esrgan(scale: int = 4) -> Weights:
     return make.made
 
 
-def compact() -> Weights:
-    """Real-ESRGAN's small one, twice the size."""
+def compact(scale: int = 2) -> Weights:
+    """Real-ESRGAN's small one."""
     make = Maker()
-    for n, (out, inside) in enumerate([(WIDTH, 3), (WIDTH, WIDTH), (WIDTH, WIDTH), (12, WIDTH)]):
+    for n, (out, inside) in enumerate([(WIDTH, 3), (WIDTH, WIDTH), (WIDTH, WIDTH), (3 * scale**2, WIDTH)]):
         make.conv(f"body.{2 * n}", out, inside)
         if n < 3:
             make.tensor(f"body.{2 * n + 1}.weight", out, mean=0.2)
@@ -37,12 +37,14 @@ def compact() -> Weights:
 
 
 NETWORKS: Mapping[str, Callable[[], Weights]] = {"esrgan": esrgan, "compact": compact, "esrgan2": lambda: esrgan(2)}
+OTHERS: Mapping[str, Callable[[], Weights]] = {"sharpener": lambda: compact(1)}
+"""Of the same size as before."""
 SCALES = {"esrgan": 4, "compact": 2, "esrgan2": 2}
 
 
 def save_network(folder: Path, kind: str = "esrgan", suffix: str = ".safetensors") -> ModelInfo:
     """Written, and listed as the registry would."""
-    weights = NETWORKS[kind]()
+    weights = {**NETWORKS, **OTHERS}[kind]()
     path = folder / f"{kind}{suffix}"
     if suffix == ".safetensors":
         save_file(weights, path)

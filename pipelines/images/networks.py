@@ -4,7 +4,7 @@ A few stay in RAM. Each is on the device only while it works, so that it takes n
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -27,8 +27,24 @@ OVERLAP = 32
 UNIT = 16
 """Networks look at pixels in groups, Real-ESRGAN's x2 at 2 x 2, SwinIR at 8 x 8: tiles begin where a group does."""
 CPU = torch.device("cpu")
+NOT_FREE = {
+    "codeformer": "CodeFormer may not be used commercially, so the code for it is not part of Inkstone. "
+    "Install it with `uv sync --extra codeformer` if you may, or take GFPGAN or RestoreFormer."
+}
+"""By variant: what to do about files that only work with a package of their own."""
 
 Note = Callable[[str], None]
+Work = Callable[[Tensor], Tensor]
+Way = Callable[[Work, Tensor], Tensor]
+Asked = Callable[[Any, Tensor], Tensor]
+"""(spandrel's descriptor, pixels) -> pixels"""
+Call = Callable[[Any, Tensor, float], Tensor]
+"""(module, pixels, weight) -> pixels"""
+
+
+def plain(network: Any, x: Tensor) -> Tensor:
+    found: Tensor = network(x)
+    return found
 
 
 def quiet(done: int, total: int) -> None:
@@ -66,54 +82,92 @@ class PixelNetworks:
         network = self.get(info)
         if network.input_channels != 3:
             raise BadModel(f"{info.name} is for pictures without colours: choose another upscaler.")
+        return self._fitting(
+            info, pixels, [partial(_piecewise, tile=at, on_tile=on_tile) for at in _tiles(network)], note
+        )
+
+    def restored(self, info: ModelInfo, face: Tensor, calls: Mapping[str, Call], weight: float, note: Note) -> Tensor:
+        """[1, 3, side, side] from 0 to 1, on the CPU: a face, by a network that was made for faces. `calls`: how some
+        are to be asked, by the name of their architecture; all others are asked as spandrel does."""
+        network = self.get(info)
+        call = calls.get(network.architecture.id)
+
+        def way(work: Work, x: Tensor) -> Tensor:
+            return work(x)
+
+        def asked(network: Any, x: Tensor) -> Tensor:
+            found: Tensor = call(network.model, x, weight) if call else network(x)
+            return found.clamp(0, 1)
+
+        return self._fitting(info, face, [way], note, asked)
+
+    def _fitting(
+        self, info: ModelInfo, pixels: Tensor, ways: Sequence[Way], note: Note, asked: Asked = plain
+    ) -> Tensor:
+        """The first way for which there is memory, on the device, else on the CPU."""
+        network = self.get(info)
         for device in dict.fromkeys((self.device, CPU)):
             if device != self.device:
                 note(f"There is too little memory left on the graphics card for {info.name}: it works on the CPU.")
-            for tile in _tiles(network):
+            for way in ways:
                 try:
-                    return run(network, device, pixels, partial(_piecewise, tile=tile, on_tile=on_tile))
+                    return run(network, device, pixels, way, asked)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
-        raise OutOfMemory("There is not enough memory for this upscaler. Make the picture smaller, or choose another.")
+        raise OutOfMemory(f"There is not enough memory for {info.name}. Make the picture smaller, or choose another.")
 
 
-Work = Callable[[Tensor], Tensor]
-
-
-def run(network: Any, device: torch.device, pixels: Tensor, way: Callable[[Work, Tensor], Tensor]) -> Tensor:
-    """What the network makes of the pixels, on the CPU, in 32 bits; `way` calls it, on all of them or on pieces."""
+@torch.inference_mode()
+def run(network: Any, device: torch.device, pixels: Tensor, way: Way, asked: Asked = plain) -> Tensor:
+    """What the network makes of the pixels, on the CPU, in 32 bits; `way` asks it, about all of them or pieces."""
     dtypes = (torch.float16,) if device.type == "cuda" and network.supports_half else ()
+
+    def work(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return asked(network, x.to(device, dtype)).float().cpu()
+
     for dtype in (*dtypes, torch.float32):
         with _placed(network, device, dtype):
-            found = way(partial(_called, network, device, dtype), pixels)
+            found = way(partial(work, dtype=dtype), pixels)
         if found.isfinite().all():
             break
     return found
 
 
-def _called(network: Any, device: torch.device, dtype: torch.dtype, x: Tensor) -> Tensor:
-    found: Tensor = network(x.to(device, dtype))
-    return found.float().cpu()
-
-
 def opened(info: ModelInfo) -> Any:
     """Raises BadModel with what is wrong."""
-    from spandrel import ModelLoader, UnsupportedModelError, canonicalize_state_dict  # a second, for who needs it
+    from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict  # takes 1 s
 
     tensors = dict(open_weights(info.path))
     try:
         with torch.inference_mode(False):  # its weights outlive this job
-            found = ModelLoader().load_from_state_dict(canonicalize_state_dict(tensors)).eval()
+            found = ModelLoader(registry=_registry()).load_from_state_dict(canonicalize_state_dict(tensors)).eval()
             found.model.requires_grad_(False)
-        return found
     except UnsupportedModelError as error:
+        if info.variant in NOT_FREE:
+            raise BadModel(NOT_FREE[info.variant]) from error
         known = "ESRGAN, SwinIR, DAT, HAT, GFPGAN and many others can be"
         raise BadModel(f"{info.name} is of a kind that cannot be run; {known}.") from error
     except (RuntimeError, KeyError, ValueError, AssertionError, IndexError, AttributeError, TypeError) as error:
         raise BadModel(f"{info.name} is damaged or no network of pictures ({first_line(error)}).") from error
+    if not isinstance(found, ImageModelDescriptor):
+        raise BadModel(f"{info.name} fills holes in pictures: it makes none larger, and restores no faces.")
+    return found
+
+
+def _registry() -> Any:
+    """With the architectures that are free for some uses only, where somebody has installed them."""
+    from spandrel import MAIN_REGISTRY
+
+    try:
+        from spandrel_extra_arches import EXTRA_REGISTRY
+    except ImportError:
+        return MAIN_REGISTRY
+    both = MAIN_REGISTRY.copy()
+    both.add(*EXTRA_REGISTRY)
+    return both
 
 
 @contextmanager
@@ -125,6 +179,7 @@ def _placed(network: Any, device: torch.device, dtype: torch.dtype) -> Generator
         yield
     finally:
         with torch.inference_mode(False):
+            network.to(CPU, torch.float32)  # what is in no file
             network.model.load_state_dict(home, assign=True)
 
 
