@@ -2,13 +2,14 @@
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 
 from pipelines.conditioning import Told, told
 from pipelines.families.base import Reading
 from pipelines.prompt import Wording, worded
 from pipelines.prompt.wording import company
-from pipelines.request import GenerationRequest
+from pipelines.request import GenerationRequest, Region
 from pipelines.scene import Kit
 from pipelines.stages import Stage, stages
 
@@ -22,11 +23,20 @@ def briefed(
     pass's."""
     model = kit.model(stage.model if name is None else name)
     wordings = wordings_of(request, stage, units, model.reader.prose)
-    with kit.wardrobe.dressed(model, wordings[0].loras, kit) as dressed:
-        heard = told(model, wordings, Reading(request.clip_skip, request.emphasis), kit.texts, dressed)
-        for note in noted(wordings, heard):
+    regional = [_regional(region, stage, model.reader.prose) for region in request.regions]
+    worn = tuple(lora for wording in (wordings[0], *regional) for lora in wording.loras)
+    with kit.wardrobe.dressed(model, worn, kit) as dressed:
+        reading = Reading(request.clip_skip, request.emphasis)
+        heard = told(model, wordings, reading, kit.texts, dressed)
+        for note in (*noted(wordings, heard), *(note for wording in regional for note in wording.notes)):
             kit.note(note)
-        yield heard
+        regions = tuple(told(model, [wording], reading, kit.texts, dressed) for wording in regional)
+        yield replace(heard, regions=regions)
+
+
+def _regional(region: Region, stage: Stage, prose: bool) -> Wording:
+    """Read as it would be without any other: beside the same negative prompt."""
+    return worded(region.prompt, stage.negative_prompt, stage.timeline, stage.guided, prose)
 
 
 def noted(wordings: Iterable[Wording], heard: Told) -> Iterable[str]:

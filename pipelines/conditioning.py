@@ -43,6 +43,8 @@ class Told:
     """Of the first image."""
     each: tuple[Wording, ...] = ()
     """Of each image, where they differ: the same number of prompts with the same weights."""
+    regions: tuple["Told", ...] = ()
+    """Of each region of the request."""
     _at: dict[tuple[int, ...], Cond] = field(default_factory=dict, compare=False)
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
 from pipelines.control.feature import controlled
+from pipelines.control.regions import regional
 from pipelines.guidance import guided
 from pipelines.images.beside import edits, guided_by_picture, seeing
 from pipelines.images.masked import masked
@@ -15,7 +16,7 @@ from pipelines.images.tiling import seamless
 from pipelines.samplers import Denoise
 from pipelines.scene import Feature, Scene
 
-FEATURES: tuple[Feature, ...] = (seamless, controlled, seeing, masked)
+FEATURES: tuple[Feature, ...] = (seamless, controlled, regional, seeing, masked)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pipelines.control.preprocessors import module_named
 from pipelines.control.restraints import restrained
 from pipelines.control.units import Speaker, Speakers, Unit, file_of, mismatch
 from pipelines.errors import PipelineError
+from pipelines.families.base import LoadedModel
 from pipelines.request import Control
 from pipelines.samplers import Denoise
 from pipelines.scene import Scene
@@ -47,6 +48,9 @@ PASSES = {"Both": ("first", "hires"), "Low res only": ("first",), "High res only
 def controlled(scene: Scene, denoise: Denoise) -> Generator[Denoise, None, None]:
     """Units with weight 0 are as good as none."""
     controls = [control for control in scene.request.controls if counts(control, scene.stage)]
+    if controls and is_refiner(scene.model):
+        scene.kit.note("SDXL's refiner knows no ControlNets: they count for the steps before it.")
+        controls = []
     if not controls or not scene.stage.walked_steps:
         yield denoise
         return
@@ -56,6 +60,10 @@ def controlled(scene: Scene, denoise: Denoise) -> Generator[Denoise, None, None]
         speakers = [stack.enter_context(speaking(scene, unit)) for unit in units]
         stack.enter_context(scene.model.asides.joined(Speakers(scene, speakers)))
         yield denoise
+
+
+def is_refiner(model: LoadedModel) -> bool:
+    return "unet" in model.parts and "text_encoder" not in model.parts
 
 
 def counts(control: Control, stage: Stage) -> bool:

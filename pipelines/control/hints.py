@@ -14,7 +14,7 @@ from pipelines.control.preprocessors import Module, module_named, setting
 from pipelines.errors import ModelNotFound, PipelineError
 from pipelines.images.canvas import Canvas
 from pipelines.images.resize import opaque, resize_and_fill, to_pixels, whole
-from pipelines.request import Control, ResizeMode
+from pipelines.request import Control
 from pipelines.scene import Kit, Scene
 from pipelines.types import Kind
 
@@ -73,7 +73,7 @@ def _made(scene: Scene, control: Control, size: Size) -> Hint:
 
 def pictures_of(scene: Scene, control: Control) -> tuple[PIL.Image.Image, PIL.Image.Image | None]:
     """The unit's own picture and mask, of one size; or those that the pass starts from, of its size."""
-    canvas = scene.given.canvas if scene.given else None
+    canvas = scene.canvas
     if control.image:
         picture, mask = scene.kit.image(control.image), None
     elif canvas:
@@ -84,12 +84,14 @@ def pictures_of(scene: Scene, control: Control) -> tuple[PIL.Image.Image, PIL.Im
     if control.mask:
         mask = as_mask(scene.kit.image(control.mask)).resize(picture.size, PIL.Image.Resampling.BILINEAR)
     if control.image and canvas and canvas.box != whole(canvas.ground):
-        picture = _part(picture, canvas, control.resize_mode)
-        mask = _part(mask, canvas, control.resize_mode) if mask else None
+        size, mode = canvas.ground.size, control.resize_mode
+        picture = part_of(fitted(picture, size, mode), canvas)
+        mask = part_of(fitted(mask, size, mode), canvas) if mask else None
     return picture, mask
 
 
-def _part(picture: PIL.Image.Image, canvas: Canvas, mode: ResizeMode) -> PIL.Image.Image:
-    """Where only a part is painted, that part of what is followed."""
-    ground = fitted(picture, canvas.ground.size, mode)
-    return resize_and_fill(ground.crop(canvas.box), *canvas.original.size).picture
+def part_of(picture: PIL.Image.Image, canvas: Canvas) -> PIL.Image.Image:
+    """Where only a part is painted, that part of a picture of the canvas' size, at the size of the pass."""
+    if canvas.box == whole(canvas.ground):
+        return picture
+    return resize_and_fill(picture.crop(canvas.box), *canvas.original.size).picture

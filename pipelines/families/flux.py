@@ -33,6 +33,9 @@ MASK_CHANNELS = 64
 class Flux(FlowModel):
     """A weight in the prompt multiplies T5's features of its words; CLIP's one vector knows none."""
 
+    joint_regions = True
+    """Texts of regions can stand one behind the other, kept apart by a mask."""
+
     reader = READERS["flux"]
 
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
