@@ -74,7 +74,7 @@ class Turns:
             self._desk.emit(Decoding(unit=self._wanted()[0], tile=done, tiles=total))
 
     def _on_step(self) -> OnStep:
-        unit, steps, desk = self._batch.wanted[0], total_steps(self._task), self._desk
+        unit, steps, desk = self._batch.wanted[0], total_steps(self._task.cell(self._batch.units[0])), self._desk
 
         def on_step(index: int, x0: Tensor) -> None:
             desk.listener.obey()

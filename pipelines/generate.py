@@ -59,13 +59,15 @@ def turns(
 ) -> Generator[tuple[int, PIL.Image.Image] | None, None, None]:
     """As `generate`, with a None each time before another checkpoint is needed: it may wait there for other batches
     that still need the one in use."""
+    units = range(1) if request.plot else batch.units
+    request = request.cell(batch.units[0])
     plan, walked_before = stages(request), 0
     canvas, before = canvas_of(request, kit), None
     using = plan[0].model
     for stage in plan:
         if stage.model != using:
             yield None
-        one = Pass(request, stage, kit, batch.units, canvas, before)
+        one = Pass(request, stage, kit, units, canvas, before)
         using = stage.model
         for leg in one.legs:
             if leg.model != using:

@@ -62,11 +62,13 @@ class JobKit:
         self._stack.close()
 
     def model(self, name: str = "") -> Fitted:
+        own = name in ("", self._assignment.task.checkpoint)
+        name = "" if own else name
         if self._fitted is None or self._name != name:
             self._fitter.networks.leave()
             self._stack.close()
             self._fitted = None
-            self.info = self.file(Kind.CHECKPOINT, name) if name else self._assignment.model
+            self.info = self._assignment.model if own else self.file(Kind.CHECKPOINT, name)
             model = self._stack.enter_context(self._use(self.info))
             beside = [file for file in self._assignment.files.values() if file.kind in BESIDE]
             self.plan = self._fitter.plan(model, self.info, self._assignment.task, beside)

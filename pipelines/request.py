@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 from pydantic_core import from_json, to_json
 
 from pipelines.frozen import Frozen
+from pipelines.plot import Plot, changed
 
 SEED_LIMIT = 2**32
 """Seeds are drawn below this, as in A1111, so that a seed fits into every tool that reads infotext."""
@@ -263,6 +264,7 @@ class GenerationRequest(Frozen):
     references: tuple[Reference, ...] = Field(default=(), max_length=10)
     regions: tuple[Region, ...] = Field(default=(), max_length=20)
     faces: Faces | None = None
+    plot: Plot | None = Field(default=None, description="One image for each cell, instead of batches")
     extras: Extras = Field(default={}, description="Settings of extensions, by extension name")
 
     @model_validator(mode="after")
@@ -274,10 +276,29 @@ class GenerationRequest(Frozen):
     @property
     def units(self) -> int:
         """How many images this asks for."""
-        return self.batch_count * self.batch_size
+        return self.plot.size if self.plot else self.batch_count * self.batch_size
+
+    @property
+    def files(self) -> int:
+        """How many pictures are kept: the images, and the sheet of a plot as the last one."""
+        return self.units + (1 if self.plot and self.plot.sheet else 0)
+
+    @property
+    def checkpoint(self) -> str:
+        """Names a checkpoint with its VAE, among those of a plot."""
+        return self.model if self.vae == "Automatic" else f"{self.model} + {self.vae}"
+
+    def cell(self, unit: int) -> Self:
+        """Of a plot, the request for this image alone; else the same one. Raises ValidationError."""
+        if not self.plot:
+            return self
+        values = self.model_dump(exclude={"plot"})
+        return type(self).model_validate(changed(values, self.plot.changes(unit)) | {"batch_count": 1, "batch_size": 1})
 
     def seed_of(self, unit: int) -> int:
         """Image k of a batch is the single image of seed + k; with a variation, as in A1111, of variation seed + k."""
+        if self.plot:
+            return self.cell(unit).seed if unit < self.units else self.seed
         return self.seed if self.noise.variation_strength else self.seed + unit
 
     def variation_seed_of(self, unit: int) -> int:

@@ -28,7 +28,7 @@ class Stage:
     prompt: str
     negative_prompt: str
     model: str = ""
-    """Name of the checkpoint; empty: the job's."""
+    """The checkpoint by its name and VAE (`GenerationRequest.checkpoint`); empty: the job's."""
     strength: float = 1.0
     """How much is drawn anew: 1 begins with pure noise, 0 does nothing."""
     all_steps: bool = False
@@ -79,6 +79,7 @@ def stages(request: GenerationRequest) -> tuple[Stage, ...]:
         request.cfg_scale,
         request.prompt,
         request.negative_prompt,
+        request.checkpoint,
         strength=request.start.denoising_strength if request.start else 1.0,
         all_steps=request.start.all_steps if request.start else False,
     )
@@ -111,7 +112,7 @@ def _second(first: Stage, hires: Hires) -> Stage:
         hires.cfg_scale or first.cfg_scale,
         hires.prompt or first.prompt,
         hires.negative_prompt or first.negative_prompt,
-        hires.model,
+        hires.model or first.model,
         hires.denoising_strength,
         all_steps=True,
         earlier_steps=first.steps,
@@ -150,7 +151,8 @@ def total_steps(request: GenerationRequest) -> int:
 
 def at_once(request: GenerationRequest) -> int:
     """How many images are made together."""
-    return 1 if any(stage.row.alone for stage in stages(request)) else request.batch_size
+    alone = request.plot or any(stage.row.alone for stage in stages(request))
+    return 1 if alone else request.batch_size
 
 
 class Extent(NamedTuple):
@@ -163,7 +165,7 @@ class Extent(NamedTuple):
 
 
 def extent(request: GenerationRequest) -> Extent:
-    plan = stages(request)
+    plan = [stage for unit in range(request.units if request.plot else 1) for stage in stages(request.cell(unit))]
     largest = max(plan, key=lambda stage: stage.width * stage.height)
     guided = any(stage.guided for stage in plan)
     return Extent(largest.width, largest.height, at_once(request), guided)

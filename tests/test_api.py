@@ -98,7 +98,7 @@ def test_an_open_seed_is_drawn_and_frozen(client: TestClient) -> None:
     [
         ({"width": 65}, "width: must be a multiple of 8"),
         ({"height": 5000}, "height: must be a multiple of 8"),
-        ({"sampler": "nope"}, "Choose one of: DPM++ 2M, Euler"),
+        ({"sampler": "nope"}, "Choose one of: DPM++ 2M, "),
         ({"schedule": "nope"}, "Choose one of: Automatic"),
         ({"model": "nope"}, "There are: tiny, starter"),
         ({"steps": 0}, "steps: "),
@@ -348,3 +348,30 @@ def test_a_picture_that_is_none_is_refused(client: TestClient) -> None:
         refused = client.post("/api/v1/jobs", json={"start": {"image": start}})
         assert (refused.status_code, refused.json()["error"]["type"]) == (422, "BadPicture")
     assert client.get("/api/v1/inputs/..%2Flibrary.sqlite").status_code in (404, 422)
+
+
+def test_a_plot_is_one_job_with_a_sheet(client: TestClient) -> None:
+    axes = [{"name": "CFG Scale", "values": "1-3"}, {"name": "Sampler", "values": "Euler, Euler a"}]
+    script = {"kind": "xyz", "axes": axes}
+    wanted = {"request": {"model": "tiny", "steps": 1, "prompt": "a cat"}, "script": script}
+    assert client.post("/api/v1/plots/count", json=wanted).json() == {"pictures": 6}
+    number = client.post("/api/v1/plots", json=wanted).json()["id"]
+    pictures = finished(client, number)["pictures"]
+    assert len(pictures) == 7
+    assert "CFG scale: 3, " in pictures[2]["infotext"]
+    assert "X Type: CFG Scale" in pictures[6]["infotext"]
+    assert pictures[6]["width"] > 3 * 64
+    assert pictures[6]["height"] > 2 * 64
+
+
+def test_a_plot_that_cannot_be_made_says_which_value(client: TestClient) -> None:
+    for name, values, reason in (
+        ("Steps", "0, 5", "0: steps"),
+        ("Sampler", "Euler, Eular", "Eular"),
+        ("Checkpoint name", "tiny, none", "none"),
+        ("Stepz", "1", "no axis"),
+    ):
+        script = {"kind": "xyz", "axes": [{"name": name, "values": values}]}
+        answer = client.post("/api/v1/plots", json={"request": {"model": "tiny"}, "script": script})
+        assert answer.status_code == 422, answer.text
+        assert reason in answer.json()["error"]["message"]

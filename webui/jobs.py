@@ -81,7 +81,7 @@ class JobStore:
                 awaits,
                 time.time(),
             )[0]
-            units = ((row["id"], unit, task.seed_of(unit)) for unit in range(task.units))
+            units = ((row["id"], unit, task.seed_of(unit)) for unit in range(task.files))
             self._db.execute_many("INSERT INTO units (job, unit, state, seed) VALUES (?, ?, 'waiting', ?)", units)
             self._events.append(EVENT_OF[state], row["id"])
         return _job(row, what, ())
@@ -149,6 +149,11 @@ class JobStore:
         """The path that an earlier try has reserved for this unit."""
         rows = self._db.execute("SELECT path FROM units WHERE job = ? AND unit = ?", job, unit)
         return rows[0]["path"] if rows else None
+
+    def paths(self, job: int) -> dict[int, str]:
+        """Of the units that are done, relative to outputs/."""
+        rows = self._db.execute("SELECT unit, path FROM units WHERE job = ? AND state = 'done'", job)
+        return {row["unit"]: row["path"] for row in rows}
 
     def reserve(self, job: int, unit: int, path: str) -> None:
         """Write down where the picture will lie before it is written: a crash in between never makes a second file."""

@@ -32,7 +32,7 @@ class Progress:
 
     def begin(self, units: tuple[int, ...]) -> None:
         """`units` are still to be made; the others were finished by an earlier try."""
-        self.done = self.task.units - len(units)
+        self.done = self.task.files - len(units)
         self._at = {unit // at_once(self.task): 0 for unit in units}
 
     def skip(self, units: tuple[int, ...]) -> None:
@@ -71,7 +71,7 @@ class Progress:
             "width": self.task.width,
             "height": self.task.height,
             "done": self.done,
-            "total": self.task.units,
+            "total": self.task.files,
             "unit": self.unit,
             "step": self.step,
             "steps": self.steps,

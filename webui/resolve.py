@@ -5,9 +5,11 @@ import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from pipelines import needs
 from pipelines.choices import check_flow, meant
-from pipelines.errors import BadModel, ModelNotFound, UnknownChoice
+from pipelines.errors import BadModel, ModelNotFound, PipelineError, UnknownChoice
 from pipelines.library.registry import Registry
 from pipelines.prompt.tags import names_in
 from pipelines.request import SEED_LIMIT, GenerationRequest
@@ -20,6 +22,10 @@ Prepare = Callable[[GenerationRequest], GenerationRequest]
 
 SAME_LATENTS = (frozenset({"sd1", "sd2"}),)
 """Families whose latents mean the same: one can go on where another stops."""
+
+
+class BadPlot(PipelineError):
+    """A value of an axis that a request cannot have."""
 
 
 class Resolved(NamedTuple):
@@ -63,8 +69,31 @@ class Resolver:
                 "cfg_scale": request.cfg_scale if "cfg_scale" in request.model_fields_set else model.cfg_scale,
             }
         )
-        task = self._prepare(seeded(named))
-        return Resolved(task, model, self._files(task, model))
+        task = self._prepare(seeded(named.model_copy(update={"plot": None})))
+        if not request.plot:
+            return Resolved(task, model, self._files(task, model))
+        plotted = {"plot": request.plot, "batch_count": 1, "batch_size": 1, "variants": ()}
+        task = task.model_copy(update=plotted)
+        return Resolved(task, model, self._files_of_cells(task, model, capabilities))
+
+    def _files_of_cells(
+        self, task: GenerationRequest, model: ModelInfo, capabilities: Capabilities | None
+    ) -> dict[str, ModelInfo]:
+        """Every image of a plot is checked as if it were a job of its own."""
+        files: dict[str, ModelInfo] = {}
+        models = {task.checkpoint: model}
+        for unit in range(task.units):
+            try:
+                cell = task.cell(unit)
+            except ValidationError as error:
+                raise BadPlot(_sentence(task, unit, error)) from error
+            if cell.checkpoint not in models:
+                models[cell.checkpoint] = self._complete(self.registry.get(cell.model), cell)
+                files[file_key(Kind.CHECKPOINT, cell.checkpoint)] = models[cell.checkpoint]
+            if capabilities:
+                check_choices(cell, capabilities)
+            files |= self._files(cell, models[cell.checkpoint])
+        return files
 
     def _size(self, request: GenerationRequest, model: ModelInfo) -> tuple[int, int]:
         """Where the request leaves it open: the model's own, or that of the picture to start from."""
@@ -112,6 +141,12 @@ def chosen(request: GenerationRequest, model: ModelInfo) -> GenerationRequest:
         for each in passes:
             check_flow(*each)
     return request.model_copy(update=changes)
+
+
+def _sentence(task: GenerationRequest, unit: int, error: ValidationError) -> str:
+    labels = ", ".join(change.label for change in task.plot.changes(unit)) if task.plot else ""
+    first = error.errors()[0]
+    return f"{labels}: {'.'.join(map(str, first['loc']))} {first['msg'].removeprefix('Value error, ')}."
 
 
 def check_choices(request: GenerationRequest, can: Capabilities) -> None:

@@ -29,6 +29,7 @@ from webui.inputs import Inputs
 from webui.jobs import Job, JobStore
 from webui.outputs import Outputs, PictureInfo
 from webui.progress import Progress
+from webui.sheets import sheet
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,10 @@ class Runner:
         units = self._jobs.missing(job.id)
         self.running[job.id].begin(units)
         images = await asyncio.to_thread(lambda: {name: self._inputs.data(name) for name in needs.pictures(job.task)})
-        assignment = Assignment(job=job.id, task=job.task, model=job.model, units=units, files=job.files, images=images)
+        asked = tuple(unit for unit in units if unit < job.task.units)
+        if not asked:  # only the sheet of a plot is missing
+            return await self._take(job, Done(seconds=0))
+        assignment = Assignment(job=job.id, task=job.task, model=job.model, units=asked, files=job.files, images=images)
         try:
             async with aclosing(self._engine.run(assignment)) as events:
                 async for event in events:
@@ -180,6 +184,7 @@ class Runner:
                 self.running[job.id].skip(event.units)
                 self._jobs.skipped(job.id, event.units)
             case Done():
+                await self._save_sheet(job)
                 self._jobs.done(job.id, event.seconds)
             case Stopped():
                 self._jobs.cancelled(job.id)
@@ -195,6 +200,16 @@ class Runner:
         return PictureInfo(
             id=path, width=width, height=height, seed=picture.seed, infotext=text, job=job.id, unit=picture.unit
         )
+
+    async def _save_sheet(self, job: Job) -> None:
+        """Of a plot, when all its images are there."""
+        plot, task = job.task.plot, job.task
+        if plot is None or task.units not in self._jobs.missing(job.id):
+            return
+        paths = {unit: self._outputs.root / path for unit, path in self._jobs.paths(job.id).items()}
+        png = await asyncio.to_thread(sheet, plot, paths.get)
+        self._jobs.saved(await self._save(job, Picture(unit=task.units, seed=task.seed, png=png)))
+        self.running[job.id].done += 1
 
     def _next_path(self, seed: int) -> str:
         folder = self._outputs.folder()

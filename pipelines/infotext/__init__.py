@@ -10,6 +10,7 @@ from pipelines.errors import PipelineError
 from pipelines.infotext.rows import OTHER_NAMES, ROWS, SAME
 from pipelines.infotext.text import line, pairs, pairs_in, written
 from pipelines.library.lora_card import lora_hash
+from pipelines.plot import Plot
 from pipelines.prompt.tags import names_in
 from pipelines.request import Control, Faces, GenerationRequest, Hires, Refiner, Start
 from pipelines.types import Kind, ModelInfo, file_key
@@ -22,6 +23,7 @@ PARTS = {"start": Start(image="-"), "hires": Hires(), "refiner": Refiner(model="
 """Parts of a request that may be missing, as they are by default."""
 
 TOLD = {"Size", "Model", "Model hash", "VAE", "VAE hash", "Version", "User", "Lora hashes", "TI hashes", "Hires resize"}
+TOLD |= {"Script", *(f"{letter} {what}" for letter in "XYZ" for what in ("Type", "Values"))}
 """Labels beside the table that are read, or that say nothing to us."""
 
 
@@ -37,6 +39,12 @@ def dump(
     request: GenerationRequest, unit: int, model: ModelInfo, version: str, files: Mapping[str, ModelInfo] = NO_FILES
 ) -> str:
     """The infotext of image `unit` of a resolved request; `files`: what else it names, as a job holds it."""
+    plotted: dict[str, str] = {}
+    if request.plot and unit == request.units:
+        plotted, unit = _plot(request.plot), 0
+    elif request.plot:
+        request, unit = request.cell(unit), 0
+        model = files.get(file_key(Kind.CHECKPOINT, request.checkpoint), model)
     request = request.spoken(unit)
     values: dict[str, str] = {}
     of_unit = _of_unit(request, unit)
@@ -53,6 +61,7 @@ def dump(
     values |= {f"ControlNet {n}": _control(control) for n, control in enumerate(request.controls)}
     if hashes := _loras(request, files):
         values["Lora hashes"] = hashes
+    values |= plotted
     values["Version"] = f"Inkstone {version}"
     return written(request.prompt, request.negative_prompt, values)
 
@@ -129,6 +138,14 @@ def _loras(request: GenerationRequest, files: Mapping[str, ModelInfo]) -> str:
     found = {name: files.get(file_key(Kind.LORA, name)) for name in names_in(*prompts)}
     hashes = {re.sub("[:,]", "", name): lora_hash(info) for name, info in found.items() if info}
     return ", ".join(f"{name}: {digits}" for name, digits in hashes.items() if digits)
+
+
+def _plot(plot: Plot) -> dict[str, str]:
+    """Of the sheet of a plot, as A1111 names its script."""
+    values = {"Script": "X/Y/Z plot"}
+    for letter, axis in zip("XYZ", plot.axes, strict=False):
+        values |= {f"{letter} Type": axis.name, f"{letter} Values": ", ".join(change.label for change in axis.changes)}
+    return values
 
 
 def _control(control: Control) -> str:

@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 
-from webui.api import downloads, errors, inputs, live, models, native, pictures
+from webui.api import downloads, errors, inputs, live, models, native, pictures, plots
 from webui.library import Library
 from webui.studio import Studio
 
@@ -14,4 +14,5 @@ def add_routes(app: FastAPI, studio: Studio, library: Library) -> None:
     app.include_router(downloads.routes(studio.downloads))
     app.include_router(pictures.routes(library))
     app.include_router(inputs.routes(studio.inputs))
+    app.include_router(plots.routes(studio))
     app.include_router(live.routes(studio))

@@ -14,6 +14,8 @@ from webui.downloads.types import BadSource, DownloadNotFound, DownloadNotNow, N
 from webui.inputs import BadPicture
 from webui.library import NotAPicture
 from webui.outputs import DiskFull
+from webui.plots.values import BadValues
+from webui.resolve import BadPlot
 from webui.studio import JobNotFound, NotNow
 
 STATUS: dict[type[PipelineError], int] = {
@@ -24,6 +26,8 @@ STATUS: dict[type[PipelineError], int] = {
     UnknownChoice: 422,
     BadSource: 422,
     BadPicture: 422,
+    BadPlot: 422,
+    BadValues: 422,
     NotNow: 409,
     DownloadNotNow: 409,
     NoRoom: 507,
