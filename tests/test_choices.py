@@ -1,5 +1,7 @@
 """Names of samplers and schedules: A1111's, its API's, diffusers' and ComfyUI's spellings."""
 
+from pathlib import Path
+
 import pytest
 
 from pipelines.choices import SAMPLERS, SCHEDULES, check_flow, meant, read_sampler, read_schedule
@@ -88,6 +90,26 @@ def test_images_whose_steps_differ_are_made_one_by_one() -> None:
     later = asked.model_copy(update={"hires": Hires(sampler="DPM adaptive")})
     assert [at_once(each) for each in (asked, alone, later)] == [4, 1, 1]
     assert [extent(each).batch for each in (asked, alone)] == [4, 1]
+
+
+def test_the_page_of_samplers_is_true() -> None:
+    """docs/samplers.md: order, calls and Automatic of each sampler, all schedules, what flows cannot have."""
+    page = (Path(__file__).parent.parent / "docs" / "samplers.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:2] == "| "]
+    samplers = {cells[0]: cells for cells in rows if len(cells) == 6}
+    del samplers["sampler"]
+    assert list(samplers) == list(SAMPLERS)
+    for row in SAMPLERS.values():
+        _, order, calls, fresh, automatic, _ = samplers[row.name]
+        assert (int(order), automatic) == (row.order, row.schedule)
+        assert calls == ("about 3" if row.alone else str(row.calls))
+        assert (fresh == "path") == row.brownian
+        assert fresh not in ("path", "yes") or row.eta == 1
+    schedules = [cells[0].rstrip(" *") for cells in rows if len(cells) == 2 and cells[0] != "schedule"]
+    assert schedules[: len(SCHEDULES)] == [row.label for row in SCHEDULES]
+    refused = [row.name for row in SAMPLERS.values() if not row.flow] + [row.label for row in SCHEDULES if not row.flow]
+    said = page[page.index("makers' own schedule") : page.index("have no form for them")]
+    assert all(name in said for name in refused)
 
 
 def test_flow_models_have_fewer() -> None:

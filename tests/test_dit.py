@@ -251,8 +251,8 @@ def stock_flux(name: str, model: Any, noise: Tensor) -> tuple[Any, Callable[[], 
         tokenizer=clip_tokenizer("<|endoftext|>"),
         tokenizer_2=t5_tokenizer(),
     )
-    call = {"guidance_scale": 3.5, "max_sequence_length": model.tokens, "latents": patches(noise), **SHAPE}
-    return pipe.encode_prompt(PROMPT, None, max_sequence_length=model.tokens)[:2], lambda: from_patches(
+    call = {"guidance_scale": 3.5, "max_sequence_length": model.reader.tokens, "latents": patches(noise), **SHAPE}
+    return pipe.encode_prompt(PROMPT, None, max_sequence_length=model.reader.tokens)[:2], lambda: from_patches(
         pipe(prompt=PROMPT, **call).images, *noise.shape[-2:]
     )
 

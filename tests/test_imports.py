@@ -23,7 +23,13 @@ def test_the_command_itself_is_light() -> None:
     "module",
     [
         *("pipelines.engine", "pipelines.process_engine", "pipelines.library.registry", "pipelines.library.watcher"),
-        *("pipelines.memory.planner", "pipelines.infotext", "pipelines.prompt"),
+        *(
+            "pipelines.memory.planner",
+            "pipelines.infotext",
+            "pipelines.prompt",
+            "pipelines.choices",
+            "pipelines.stages",
+        ),
     ],
 )
 def test_the_light_half_of_pipelines(module: str) -> None:

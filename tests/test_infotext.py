@@ -167,3 +167,15 @@ def test_a_picture_of_a1111_is_read() -> None:
     assert (asked.sampling.eta, asked.guidance.min_sigma) == (0.67, 1)
     assert read.notes == ("Not used: Dynamic thresholding enabled.",)
     assert read.model_hash == "879db523c3"
+
+
+def test_samplers_have_one_name() -> None:
+    read = infotext.load(
+        "a cat\nSteps: 20, Sampler: DPM++ 2M Karras, Seed: 1, Hires sampler: k_euler_a, Hires steps: 5"
+    )
+    assert (read.request.sampler, read.request.schedule) == ("DPM++ 2M", "Karras")
+    assert read.request.hires is not None
+    assert (read.request.hires.sampler, read.request.hires.schedule) == ("Euler a", "")
+    read = infotext.load("a cat\nSteps: 20, Sampler: Magic, Schedule type: SGMUniform, Seed: 1")
+    assert (read.request.sampler, read.request.schedule) == (GenerationRequest().sampler, "SGM Uniform")
+    assert read.notes[0].startswith("There is no sampler named 'Magic'. Choose one of: DPM++ 2M,")

@@ -300,6 +300,9 @@ def test_restart_walks_the_middle_again() -> None:
             assert all(low < high for high, low in walked)
             climbs = [later[0] for one, later in zip(walked, walked[1:], strict=False) if later[0] > one[1]]
             assert len(climbs) == again
+            repeated = [index for index, step in enumerate(walked) if index and step[0] > walked[index - 1][1]]
+            each = 9 if steps < 36 else steps // 4
+            assert all(walked[start + each - 1][1] == pytest.approx(walked[start - 1][1]) for start in repeated)
             assert all(0.5 < climb < 0.8 if flow else 1.2 < climb < 2.8 for climb in climbs)
     near_the_end = [*even(24, 0.09, 0.03), 0.0]
     assert list(rounds(near_the_end, False)) == list(pairwise(near_the_end))

@@ -1,7 +1,7 @@
 """Solvers against diffusers' schedulers, wherever those have the same formula: same noise levels, model and draws.
 
-Theirs count in fp32, and so does the model here: differences of some 1e-4 are what is left of 20 steps of that. A
-wrong coefficient is off by a hundred times as much.
+Theirs count in fp32, and so does the model here: some 1e-6 is left of that after 20 steps, up to 8e-5 in DEIS, whose
+logarithms cancel. A Brownian path is asked for at places that fp32 rounds to 1e-6, between which it moves by 1e-3.
 """
 
 import math
@@ -20,11 +20,13 @@ from tests.walking import SD1, solve
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHAPE = (1, 4, 8, 8)
-TOLERANCE = 1e-3
+TOLERANCE = 2e-4
+PATH_TOLERANCE = 5e-3
 LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
 EVEN = {"timestep_spacing": "linspace"}
 KARRAS = {"timestep_spacing": "linspace", "use_karras_sigmas": True}
 SDE = {"algorithm_type": "sde-dpmsolver++", **KARRAS}
+THIRD = {**KARRAS, "solver_order": 3, "solver_type": "heun"}
 UNIPC = {**EVEN, "solver_order": 3, "solver_type": "bh1", "final_sigmas_type": "sigma_min"}
 FEW = [998, 748, 498, 248]
 
@@ -56,7 +58,7 @@ VARIANCE_PRESERVING = [
     Row("DPM++ 2M", "DPMSolverMultistepScheduler", KARRAS, {"num_inference_steps": 6}),
     Row("DPM++ 2M SDE", "DPMSolverMultistepScheduler", SDE),
     Row("DPM++ 2M SDE Heun", "DPMSolverMultistepScheduler", {**SDE, "solver_type": "heun"}),
-    Row("DPM++ 3M SDE", "DPMSolverMultistepScheduler", {**KARRAS, "solver_order": 3}, options={"eta": 0.0}),
+    Row("DPM++ 3M SDE", "DPMSolverMultistepScheduler", THIRD, options={"eta": 0.0}),
     Row("DEIS", "DEISMultistepScheduler", {**EVEN, "solver_order": 3}),
     Row("UniPC", "UniPCMultistepScheduler", UNIPC),
     Row("UniPC", "UniPCMultistepScheduler", UNIPC, {"num_inference_steps": 5}),
@@ -71,8 +73,9 @@ VARIANCE_PRESERVING = [
 
 
 def wavy(x: Tensor, sigma: float) -> Tensor:
-    """A denoiser that is not linear, as a network's is not."""
-    return torch.tanh(x) / (1 + sigma) + 0.1 * torch.sin(3 * x / (1 + sigma))
+    """A denoiser that is not linear, as a network's is not, and sees other things at each noise level."""
+    share = x / (1 + sigma)
+    return torch.tanh(2 * share) + 0.3 * torch.sin(3 * share + 2 * math.log(sigma))
 
 
 class Draws:
@@ -124,7 +127,7 @@ def test_in_noise_that_is_added(row: Row) -> None:
     noise = ImageNoise(SHAPE[1:], [7], torch.device("cpu"), span=(sigmas[-2], sigmas[0]))
     ours = solve(row.sampler, sigmas, start, wavy, noise if row.sampler == "DPM++ SDE" else Draws(), **row.options)
     reference = theirs(row, scheduler, start, levels[: len(scheduler.timesteps)], lambda sigma: 1.0)
-    assert (ours - reference).abs().max() < TOLERANCE
+    assert (ours - reference).abs().max() < (PATH_TOLERANCE if row.sampler == "DPM++ SDE" else TOLERANCE)
 
 
 @pytest.mark.parametrize("row", VARIANCE_PRESERVING, ids=lambda row: f"{row.sampler}{row.options or ''}")

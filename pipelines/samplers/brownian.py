@@ -2,7 +2,7 @@
 
 The path is that of torchsde's BrownianTree, and so A1111's, from the same seed: halves of halves of the whole stretch,
 each middle drawn when it is needed from a seed of its own. torchsde itself can't draw as an NVIDIA card does, and takes
-four times as long, since it goes from increment to increment, not from point to point.
+more than twice as long, since it goes from increment to increment, not from point to point.
 """
 
 import math
