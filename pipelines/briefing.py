@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from pipelines.conditioning import Told, told
+from pipelines.control.references import styles
 from pipelines.families.base import Reading
 from pipelines.prompt import Wording, worded
 from pipelines.prompt.wording import company
@@ -31,7 +32,11 @@ def briefed(
         for note in (*noted(wordings, heard), *(note for wording in regional for note in wording.notes)):
             kit.note(note)
         regions = tuple(told(model, [wording], reading, kit.texts, dressed) for wording in regional)
-        yield replace(heard, regions=regions)
+        heard = replace(heard, regions=regions)
+        if styles(request):
+            empty = [worded("", "", 1, guided=False)]
+            heard = replace(heard, nothing=told(model, empty, reading, kit.texts, dressed).rows)
+        yield heard
 
 
 def _regional(region: Region, stage: Stage, prose: bool) -> Wording:

@@ -45,6 +45,8 @@ class Told:
     """Of each image, where they differ: the same number of prompts with the same weights."""
     regions: tuple["Told", ...] = ()
     """Of each region of the request."""
+    nothing: Cond | None = None
+    """An empty text, one row, where somebody needs it."""
     _at: dict[tuple[int, ...], Cond] = field(default_factory=dict, compare=False)
 
     @property

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 from pipelines.control.feature import controlled
 from pipelines.control.regions import regional
+from pipelines.control.style import styled
 from pipelines.guidance import guided
 from pipelines.images.beside import edits, guided_by_picture, seeing
 from pipelines.images.masked import masked
@@ -16,7 +17,7 @@ from pipelines.images.tiling import seamless
 from pipelines.samplers import Denoise
 from pipelines.scene import Feature, Scene
 
-FEATURES: tuple[Feature, ...] = (seamless, controlled, regional, seeing, masked)
+FEATURES: tuple[Feature, ...] = (seamless, styled, controlled, regional, seeing, masked)
 
 
 @contextmanager

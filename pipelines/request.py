@@ -52,6 +52,7 @@ Image = Annotated[
 ResizeMode = Literal["Just resize", "Crop and resize", "Resize and fill", "Just resize (latent upscale)"]
 MaskedContent = Literal["fill", "original", "latent noise", "latent nothing"]
 Emphasis = Literal["Original", "No norm", "Ignore", "None"]
+StyleMethod = Literal["attention", "adain", "adain+attention"]
 ControlMode = Literal["Balanced", "My prompt is more important", "ControlNet is more important"]
 
 
@@ -199,6 +200,10 @@ class Reference(Frozen):
     start: Share = 0.0
     end: Share = 1.0
     mask: Image | None = Field(default=None, description="Where it counts; None: everywhere")
+    method: StyleMethod = Field(default="attention", description="Without a model: what of its attention is taken over")
+    fidelity: Share = Field(
+        default=0.5, description="Without a model: how far what is stayed away from is spared, which makes it stronger"
+    )
 
 
 class Region(Frozen):
