@@ -14,6 +14,7 @@ from torch import Tensor
 from pipelines.errors import BadModel
 from pipelines.families.sd1 import SCALE, SD1
 from pipelines.families.sdxl import SDXL
+from pipelines.loading.arena import cast
 from pipelines.loading.checkpoint import Opened, content, draft, drafts, dtype_for, emptied, fill, load_parts
 from pipelines.loading.manager import OneDtype
 from pipelines.loading.parts import Part, Recipe
@@ -312,7 +313,7 @@ def test_settings_that_are_no_settings(tiny: Path, tmp_path: Path) -> None:
 
     folder = shutil.copytree(tiny, tmp_path / "model")
     (folder / "unet" / "config.json").write_text(json.dumps([1]))
-    with pytest.raises(BadModel, match=r"unet/config\.json holds no settings"):
+    with pytest.raises(BadModel, match=r"unet/config\.json does not hold a JSON object"):
         load_parts(SD1.RECIPES, info(folder), CPU, FP32)
 
 
@@ -340,3 +341,16 @@ def test_models_info_of_a_single_part(tmp_path: Path, sd1: Path) -> None:
     listed = ModelInfo(name="vae", family="", path=tmp_path / "vae.safetensors", size_bytes=0, parts={"vae": 1})
     assert load_parts({"vae": vae(SCALE)}, listed, CPU, FP16).keys() == {"vae"}
     assert Pages([]).let_go(torch.zeros(3)) is None  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize("there", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("here", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 5), (700, 900), ()])
+def test_casting_in_pieces_rounds_as_torch_does(there: torch.dtype, here: torch.dtype, shape: tuple[int, ...]) -> None:
+    bits = torch.randint(-(2**15), 2**15, shape, generator=torch.Generator().manual_seed(0), dtype=torch.int16)
+    weights = bits.view(there) if there.itemsize == 2 else bits.float().to(there)
+    for given in (weights, weights.mT) if shape else (weights,):
+        wanted = torch.empty(given.shape, dtype=here).copy_(given)
+        found = cast(given, into=torch.empty(given.shape, dtype=here))
+        assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
+        assert torch.equal(found.isnan(), wanted.isnan())

@@ -15,6 +15,11 @@ SLACK = 1.02
 """A piece that is at most this much too large is taken again."""
 
 
+HALVES = (torch.float16, torch.bfloat16)
+STRIDE = 2**18
+"""Numbers that are cast at once: what passes through 32 bits stays in the cache."""
+
+
 def padded(size_bytes: int) -> int:
     return math.ceil(size_bytes / ALIGNMENT) * ALIGNMENT
 
@@ -22,6 +27,17 @@ def padded(size_bytes: int) -> int:
 def allocate(size_bytes: int) -> Tensor:
     """Bytes with whatever is in them. So large a piece goes back to the system with the last view of it."""
     return torch.empty(size_bytes, dtype=torch.uint8)
+
+
+def cast(weights: Tensor, into: Tensor) -> Tensor:
+    """As `into.copy_(weights)`, which takes 2.6 times as long from one half precision to the other: torch has no vector
+    instructions for that, and has them for the way by 32 bits, which is exact."""
+    if {weights.dtype, into.dtype} != set(HALVES):
+        return into.copy_(weights)
+    wide = torch.empty(min(STRIDE, weights.numel()), dtype=torch.float32)
+    for there, here in zip(torch.split(into.view(-1), STRIDE), torch.split(weights.reshape(-1), STRIDE), strict=True):
+        there.copy_(wide[: len(here)].copy_(here))
+    return into
 
 
 def fits(memory: Tensor, size_bytes: int) -> bool:

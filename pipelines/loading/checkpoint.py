@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import BadModel
 from pipelines.library.network_folder import read_json, weight_files
-from pipelines.loading.arena import ALIGNMENT, Arena, allocate, padded
+from pipelines.loading.arena import ALIGNMENT, Arena, allocate, cast, padded
 from pipelines.loading.parts import Config, Dtypes, Part, Recipe, Tensors
 from pipelines.loading.weights import Pages, Stamp, open_weights, stamp
 from pipelines.types import ModelInfo
@@ -221,7 +221,7 @@ def fill(part: Draft, key: str, memory: Tensor | None, pages: Pages, tick: Tick)
     ready: dict[str, Tensor] = {}
     for name, tensor in part.state.items():
         if arena is not None and name in part.casts:
-            ready[name] = arena.tensor(tensor.shape, part.casts[name]).copy_(tensor)
+            ready[name] = cast(tensor, into=arena.tensor(tensor.shape, part.casts[name]))
             pages.let_go(tensor)
         else:
             ready[name] = tensor.contiguous()
