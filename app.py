@@ -122,7 +122,9 @@ def boot(given: dict[str, JsonValue]) -> "Session":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from disk
     from extensions import loader
     from pipelines.device import choose_device, choose_dtypes
+    from pipelines.loading.homes import Homes
     from pipelines.loading.manager import ModelManager, default_budget
+    from pipelines.loading.pinned import pins_for
     from pipelines.memory.fitting import Choices, Fitter
     from pipelines.memory.planner import Wish
     from pipelines.session import Session
@@ -132,7 +134,7 @@ def boot(given: dict[str, JsonValue]) -> "Session":
     fitter = Fitter(device, Choices(wish, settings.vram_gb, settings.attention), settings.cache)
     budget = default_budget() if settings.cache_gb < 0 else int(settings.cache_gb * 2**30)
     dtypes = choose_dtypes(device, settings.dtype, settings.cache)
-    models = ModelManager(device, dtypes, budget, release=fitter.release)
+    models = ModelManager(device, dtypes, budget, release=fitter.release, homes=Homes(pins_for(device)))
     wrappers = loader.denoiser_wrappers(loader.load(settings.extensions))
     return Session(models, device, wrappers, None if cold else first_model(settings, warm), settings.cache, fitter)
 

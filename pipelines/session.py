@@ -17,8 +17,8 @@ from pipelines.engine import OnStatus
 from pipelines.errors import OutOfMemory, PipelineError
 from pipelines.families.base import LoadedModel
 from pipelines.kit import JobKit
-from pipelines.loading.checkpoint import read_ahead
 from pipelines.loading.manager import LoadStopped, ModelManager
+from pipelines.loading.weights import read_ahead
 from pipelines.memory.fitting import Fitter
 from pipelines.preview import Previews
 from pipelines.request import GenerationRequest

@@ -221,7 +221,7 @@ def test_memory_is_filled_again(sd1: Path, tmp_path: Path) -> None:
     place = old.module.state_dict()["conv_in.weight"].data_ptr()
     opened = Opened(other)
     part = draft(UNET, opened.source("unet", UNET), torch.float32, mapped=False)
-    new = fill(part, "key", emptied(old), opened.pages(), lambda _: None)
+    new = fill(part, emptied(old), "key", opened.pages(), lambda _: None)
     fresh = load_parts({"unet": UNET}, other, CPU, FP32)["unet"]
     assert new.module.state_dict()["conv_in.weight"].data_ptr() == place
     assert all(torch.equal(t, fresh.module.state_dict()[name]) for name, t in new.module.state_dict().items())

@@ -290,3 +290,16 @@ def test_before_a_model_is_in_ram_its_weights_count() -> None:
     assert "16.0 GB are free" in ahead.reason
     on_card = Room(free_bytes=16 * GIB)
     assert plan_ahead(load, on_card) == plan(load, on_card)
+
+
+def test_a_cpu_that_is_short_of_ram_leaves_the_denoiser_in_its_file() -> None:
+    """SDXL in 32 bits takes 14 GB, and 8 with the U-Net's weights left where they are."""
+    parts = {name: nominal(name, 2 * size, number_bytes=4) for name, size in PARTS["sdxl"].items()}
+    load = Load(family="sdxl", parts=parts, width=512, height=512)
+    found = {gb: plan_ahead(load, Room(free_bytes=gb * GIB, host=True)) for gb in (2, 8, 24)}
+    assert [(each.fits, each.in_file) for each in found.values()] == [(False, False), (True, True), (True, False)]
+    assert found[8].need_bytes < 6 * GIB
+    assert "weights from the file" in str(found[8])
+    half = {name: nominal(name, size) for name, size in PARTS["sdxl"].items()}
+    short = plan_ahead(load.model_copy(update={"parts": half}), Room(free_bytes=4 * GIB, host=True))
+    assert not short.fits, "in 16 bits the file may be in the same format: nothing would be saved"

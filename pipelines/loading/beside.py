@@ -77,7 +77,7 @@ class Networks:
         if key not in self._held:
             found = draft(recipe, opened(name, recipe, path), dtype, self._device.type != "cpu")
             self._make_room(found.size_bytes)
-            part = fill(found, found.key(str(key)), None, Pages([path]), lambda size: None)
+            part = fill(found, None, found.key(str(key)), Pages([path]), lambda size: None)
             if self._attention is not None:
                 processors.apply(part.module, self._attention)
             self._held[key] = Held(part)

@@ -3,12 +3,10 @@
 find a part's tensors -> read the sizes -> a module on `meta` -> compare names and shapes -> fill it
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +16,7 @@ import xxhash
 from torch import Tensor, nn
 
 from pipelines.errors import BadModel
-from pipelines.library.network_folder import read_json, weight_files
+from pipelines.library.network_folder import read_json
 from pipelines.loading.arena import ALIGNMENT, Arena, allocate, cast, padded
 from pipelines.loading.parts import Config, Dtypes, Part, Recipe, Tensors
 from pipelines.loading.weights import Pages, Stamp, open_weights, stamp
@@ -81,7 +79,7 @@ class Draft:
 
     dtype: torch.dtype
     mapped: bool
-    """Its weights stay in the file, whatever type they have: a card gets them from there."""
+    """It is for a card, which gets the weights as they are, from the file or from memory that it reaches faster."""
 
     @cached_property
     def casts(self) -> dict[str, torch.dtype]:
@@ -101,8 +99,13 @@ class Draft:
         }
 
     @cached_property
+    def locked_bytes(self) -> int:
+        """Of copies of all weights as they are."""
+        return sum(padded(tensor.nbytes) for tensor in self.state.values())
+
+    @cached_property
     def memory_bytes(self) -> int:
-        """Of the copies."""
+        """Of the casts."""
         return sum(padded(self.state[name].numel() * dtype.itemsize) for name, dtype in self.casts.items())
 
     @cached_property
@@ -213,15 +216,18 @@ def content(part: Draft, tick: Tick) -> str:
     return digest.hexdigest()
 
 
-def fill(part: Draft, key: str, memory: Tensor | None, pages: Pages, tick: Tick) -> Part:
-    """Read the weights: into `memory`, which is another part's no longer, or into new one. Ends as `tick` wishes."""
+def fill(part: Draft, memory: Tensor | None, key: str, pages: Pages, tick: Tick) -> Part:
+    """Read the weights: into `memory`, which is another part's no longer, or into new one. Ends as `tick` wishes.
+    For a card, all go into `memory` as they are; without any they stay in the file."""
+    copies = {name: tensor.dtype for name, tensor in part.state.items()} if part.mapped and memory is not None else {}
+    copies |= part.casts
     if part.memory_bytes and memory is None:
         memory = allocate(part.memory_bytes)
     arena = Arena(memory) if memory is not None else None
     ready: dict[str, Tensor] = {}
     for name, tensor in part.state.items():
-        if arena is not None and name in part.casts:
-            ready[name] = cast(tensor, into=arena.tensor(tensor.shape, part.casts[name]))
+        if arena is not None and name in copies:
+            ready[name] = cast(tensor, into=arena.tensor(tensor.shape, copies[name]))
             pages.let_go(tensor)
         else:
             ready[name] = tensor.contiguous()
@@ -232,7 +238,7 @@ def fill(part: Draft, key: str, memory: Tensor | None, pages: Pages, tick: Tick)
         from pipelines.loading.quantised import compute_in  # only who has packed weights needs its libraries
 
         compute_in(part.module, part.dtype)
-    return Part(part.source.part, part.module, part.dtype, key, part.size_bytes, memory if part.casts else None)
+    return Part(part.source.part, part.module, part.dtype, key, part.size_bytes, memory if copies else None)
 
 
 def assign(module: nn.Module, tensors: Tensors) -> None:
@@ -276,24 +282,4 @@ def load_parts(
     opened = Opened(info)
     found = drafts(recipes, opened, device, dtypes)
     pages = opened.pages()
-    return {part.source.part: fill(part, part.key(content(part, tick)), None, pages, tick) for part in found}
-
-
-def read_ahead(model: ModelInfo) -> None:
-    """Ask the system to have the files at hand, which it does beside everything else. Not all systems can."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for path in (model.path, *(companion.path for companion in model.companions.values())):
-        for file in _files(path):
-            with contextlib.suppress(OSError), file.open("rb") as opened:
-                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-
-
-def _files(path: Path) -> Iterator[Path]:
-    """What `open_weights` will open of it; nothing where something is missing, which the load itself says."""
-    folders = [folder for folder in path.iterdir() if folder.is_dir()] if path.is_dir() else []
-    if not folders:
-        yield path
-    for folder in folders:
-        with contextlib.suppress(BadModel, OSError):
-            yield from weight_files(folder)
+    return {part.source.part: fill(part, None, part.key(content(part, tick)), pages, tick) for part in found}

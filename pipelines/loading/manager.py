@@ -22,10 +22,10 @@ from pipelines.engine import OnStatus
 from pipelines.errors import BadModel, ModelNotFound
 from pipelines.families import FAMILIES, VARIANTS, Row
 from pipelines.families.base import LoadedModel
-from pipelines.loading.arena import fits
 from pipelines.loading.checkpoint import Draft, Opened, content, drafts, emptied, fill, stamps
+from pipelines.loading.homes import Home, Homes
 from pipelines.loading.parts import Dtypes, Family, Part
-from pipelines.loading.weights import Pages, Stamp
+from pipelines.loading.weights import Stamp
 from pipelines.types import Interrupt, ModelInfo, WorkerState, WorkerStatus
 
 Wish = Callable[[], Interrupt | None]
@@ -76,14 +76,16 @@ class ModelManager:
         budget_bytes: int | None = None,
         families: Mapping[str, Row] = FAMILIES,
         release: Callable[[Part], None] = lambda part: None,
+        homes: Homes | None = None,
     ) -> None:
         """`budget_bytes`: of all models together; one that is asked for is loaded even if it needs more. `release`
-        is called with each part that is about to lose its weights."""
+        is called with each part that is about to lose its weights. `homes`: where they lie."""
         self.device = device
         self.families = families
         self.dtypes: Dtypes = dtypes or usual_dtypes(device)
         self.budget_bytes = default_budget() if budget_bytes is None else budget_bytes
         self._release = release
+        self._homes = homes or Homes()
         self._loaded: OrderedDict[Key, Loaded] = OrderedDict()  # the last used last
         self._contents: dict[tuple[str, Stamp], str] = {}
         self._lock = threading.Lock()  # of the two tables; never held for long
@@ -186,17 +188,11 @@ class ModelManager:
             parts = {part.key: part for each in self._loaded.values() for part in each.parts.values()}
             shared = {name: parts[key] for name, key in keys.items() if key in parts}
             new = [part for part in found if part.source.part not in shared]
-            memory = self._make_room(info, new, [*shared.values()])
+            homes = self._make_room(info, new, [*shared.values()])
         progress.total = sum(part.file_bytes for part in new)
         pages = opened.pages()
-        loaded = {each.source.part: self._filled(each, keys, memory, pages, progress) for each in new}
+        loaded = {name: fill(*home, keys[name], pages, progress.tick) for name, home in homes.items()}
         return {part.source.part: (shared | loaded)[part.source.part] for part in found}
-
-    def _filled(
-        self, part: Draft, keys: Mapping[str, str], memory: Mapping[str, Tensor], pages: Pages, progress: "Progress"
-    ) -> Part:
-        name = part.source.part
-        return fill(part, keys[name], memory.get(name), pages, progress.tick)
 
     def _content(self, part: Draft, tick: Callable[[int], None]) -> str:
         """Remembered, since it takes reading all of a part."""
@@ -205,8 +201,8 @@ class ModelManager:
             self._contents[place] = content(part, tick)
         return self._contents[place]
 
-    def _make_room(self, info: ModelInfo, new: list[Draft], shared: list[Part]) -> dict[str, Tensor]:
-        """Let go of models until the new parts fit, and give the memory to write these into, by name of the part."""
+    def _make_room(self, info: ModelInfo, new: list[Draft], shared: list[Part]) -> dict[str, Home]:
+        """Let go of models until the new parts fit, and say where these shall lie, by name of the part."""
         needed = sum(part.size_bytes for part in new)
         idle = [key for key, each in self._loaded.items() if not each.users]
         outdated = [key for key in idle if self._loaded[key].info.path == info.path and self._is_outdated(key)]
@@ -214,12 +210,7 @@ class ModelManager:
         for key in [*outdated, *(key for key in idle if key not in outdated)]:
             if key in outdated or self._held_bytes() + needed > self.budget_bytes:
                 pieces += self._let_go(key, shared)
-        taken: dict[str, Tensor] = {}
-        for part in new:
-            match = next((i for i, piece in enumerate(pieces) if fits(piece, part.memory_bytes)), None)
-            if part.memory_bytes and match is not None:
-                taken[part.source.part] = pieces.pop(match)
-        return taken
+        return self._homes.choose(new, pieces, within_budget=self._held_bytes() + needed <= self.budget_bytes)
 
     def _is_outdated(self, key: Key) -> bool:
         """Its file has been replaced: nobody can ask for it any more."""

@@ -3,13 +3,15 @@
 Pickles (.ckpt, .pt, .pth, .bin) are read as data alone, by the one call of torch.load in this program.
 """
 
+import contextlib
 import ctypes
 import json
 import mmap
+import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251 -- only the error's name; nothing is unpickled with it
 from typing import Any
@@ -23,6 +25,7 @@ from pipelines.library.headers import read_header
 from pipelines.library.headers import safetensors as header
 from pipelines.library.network_folder import weight_files
 from pipelines.loading.parts import Tensors
+from pipelines.types import ModelInfo
 
 Stamp = tuple[tuple[str, int, int], ...]
 """Of each file: path, size, and when it was changed. Another stamp means other weights."""
@@ -182,6 +185,26 @@ READERS: dict[str, Callable[[Path], Tensors]] = {
     ".pth": _pickle,
     ".bin": _pickle,
 }
+
+
+def read_ahead(model: ModelInfo) -> None:
+    """Ask the system to have the files at hand, which it does beside everything else. Not all systems can."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in (model.path, *(companion.path for companion in model.companions.values())):
+        for file in _files(path):
+            with contextlib.suppress(OSError), file.open("rb") as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """What `open_weights` will open of it; nothing where something is missing, which the load itself says."""
+    folders = [folder for folder in path.iterdir() if folder.is_dir()] if path.is_dir() else []
+    if not folders:
+        yield path
+    for folder in folders:
+        with contextlib.suppress(BadModel, OSError):
+            yield from weight_files(folder)
 
 
 class Pages:

@@ -112,12 +112,13 @@ class Fitter:
         return found
 
     def clear(self) -> None:
-        """Everything off the device."""
+        """Everything off the device, and no copy to it under way any more: the weights at home may be written over."""
         with self._lock:
             if self._residency is not None:
                 self._residency.undo()
             self._residency, self._parts = None, {}
         if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
     def release(self, part: Part) -> None:

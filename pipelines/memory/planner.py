@@ -99,6 +99,7 @@ class Plan(Frozen):
     fits: bool = True
     reason: str = Field(default="", description="Where it does not fit: what to do")
     host: bool = False
+    in_file: bool = Field(default=False, description="RAM is short: the denoiser's weights are cast as they are needed")
 
     @property
     def tiled_vae(self) -> bool:
@@ -108,6 +109,7 @@ class Plan(Frozen):
         """For the log, and for the note that says how a picture was made."""
         words = [self.level.name if not self.host else "CPU"]
         words += [f"{self.storage} weights"] if self.storage else []
+        words += ["weights from the file"] if self.in_file else []
         words += [f"VAE in tiles of {self.tile * 8} pixels"] if self.tile else []
         words += ["two passes a step"] if self.split_cfg else []
         words += ["text encoder on the CPU"] if self.on_cpu else []
@@ -128,10 +130,21 @@ def plan(load: Load, room: Room, wish: Wish | None = None) -> Plan:
 
 
 def plan_ahead(load: Load, room: Room, wish: Wish | None = None) -> Plan:
-    """As `plan`, before the weights are in memory: a device that computes in RAM needs room there for them, too."""
+    """As `plan`, before the weights are in memory: a device that computes in RAM needs room there for them, too. Short
+    of it, those that are to be cast to 32 bits stay in their file (`loading/homes.py`), the denoiser's above all."""
     if not room.host:
         return plan(load, room, wish)
+    denoiser = load.parts.get(load.denoiser)
     held = sum(size.size_bytes for size in load.parts.values())
+    whole = _beside(held, load, room, wish)
+    if whole.fits or denoiser is None or denoiser.number_bytes < 4:
+        return whole
+    lean = _beside(held - denoiser.size_bytes + denoiser.leaf_bytes, load, room, wish)
+    return lean.model_copy(update={"in_file": True}) if lean.fits else whole
+
+
+def _beside(held: int, load: Load, room: Room, wish: Wish | None) -> Plan:
+    """With so many bytes of weights in the same memory."""
     found = plan(load, room.model_copy(update={"free_bytes": room.free_bytes - held}), wish)
     whole = found.model_copy(update={"need_bytes": found.need_bytes + held})
     return whole if found.fits else whole.model_copy(update={"reason": _advice(whole, load, room, wish or Wish())})
@@ -202,7 +215,6 @@ def _priced(plan: Plan, load: Load, room: Room) -> Plan:
     free = room.free_bytes
     held = _weights(load, plan) if plan.level == Level.FULL and not room.host else 0
     phases: list[int] = []
-    changes: dict[str, object] = {}
     streamed: list[str] = []
     on_cpu: list[str] = []
     for name, size in load.parts.items():
@@ -220,9 +232,11 @@ def _priced(plan: Plan, load: Load, room: Room) -> Plan:
     phases.append(need)
     need, resident = _denoise_need(plan, load, room, held)
     phases.append(need)
-    changes["tile"], changes["resident_bytes"], changes["on_cpu"] = tile, resident, tuple(on_cpu)
-    changes["streamed"] = (*((load.denoiser,) if plan.level == Level.STREAM and load.denoiser else ()), *streamed)
-    return plan.model_copy(update={**changes, "need_bytes": held + max(phases) + RESERVE_BYTES})
+    if plan.level == Level.STREAM and load.denoiser:
+        streamed.insert(0, load.denoiser)
+    need = held + max(phases) + RESERVE_BYTES
+    update = {"tile": tile, "resident_bytes": resident, "on_cpu": tuple(on_cpu), "streamed": tuple(streamed)}
+    return plan.model_copy(update={**update, "need_bytes": need})
 
 
 def _weights(load: Load, plan: Plan) -> int:
@@ -272,12 +286,9 @@ def _rounded(size: int) -> int:
 
 def _advice(plan: Plan, load: Load, room: Room, wish: Wish) -> str:
     need, free = f"{plan.need_bytes / GIB:.1f} GB", f"{max(room.free_bytes, 0) / GIB:.1f} GB"
-    cures = ["make the picture smaller"]
-    cures += ["make fewer at once (batch size)"] if load.batch > 1 else []
+    cures = ["make the picture smaller", *(["make fewer at once (batch size)"] if load.batch > 1 else [])]
     cures += [f"set placement to auto (it is {wish.placement})"] if wish.placement not in ("auto", "stream") else []
-    cures += [
-        "close other programs that use memory" if room.host else "close other programs that use the graphics card"
-    ]
+    cures.append(f"close other programs that use {'memory' if room.host else 'the graphics card'}")
     return f"About {need} are needed and {free} are free: {', or '.join(cures)}."
 
 
@@ -286,7 +297,6 @@ def nominal(name: str, size_bytes: int, number_bytes: int = 2, packed: bool = Fa
     leaf = next((size for kind, size in LEAVES.items() if name.startswith(kind)), 64 * MIB)
     if name == "text_encoder":  # of Qwen, the words are a tenth
         leaf = max(leaf, size_bytes // 10)
+    low, nf4 = (size_bytes if packed else round(size_bytes * bits / number_bytes) for bits in (1.04, 0.6))
     leaf = min(size_bytes, leaf)
-    low = size_bytes if packed else round(size_bytes * 1.04 / number_bytes)
-    nf4 = size_bytes if packed else round(size_bytes * 0.6 / number_bytes)
     return PartSize(size_bytes=size_bytes, leaf_bytes=leaf, fp8_bytes=low, nf4_bytes=nf4, number_bytes=number_bytes)

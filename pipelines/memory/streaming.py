@@ -116,7 +116,11 @@ class PinnedPages:
 
     def keep(self, tensor: Tensor) -> Tensor:
         """The same numbers where the device reaches them fast. As it is, if RAM is too short for a second copy."""
-        if not self._pinned or psutil.virtual_memory().available < 4 * max(tensor.nbytes, CHUNK_BYTES):
+        if (
+            not self._pinned
+            or tensor.is_pinned()
+            or psutil.virtual_memory().available < 4 * max(tensor.nbytes, CHUNK_BYTES)
+        ):
             return tensor
         if self._start + tensor.nbytes > len(self._chunk):
             size = -(-tensor.nbytes // CHUNK_BYTES) * CHUNK_BYTES
