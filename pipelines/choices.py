@@ -50,6 +50,8 @@ class ScheduleRow:
     aliases: tuple[str, ...] = ()
     rho: float | None = None
     """Of its curve, unless another is asked for; None: it takes none."""
+    ends: bool = True
+    """Whether it takes a sigma min and max."""
     flow: bool = True
 
 
@@ -92,20 +94,21 @@ SAMPLERS: Mapping[str, SamplerRow] = _by_name(
 )
 
 SCHEDULES: tuple[ScheduleRow, ...] = (
-    ScheduleRow(AUTOMATIC, "automatic"),
-    ScheduleRow("Uniform", "uniform"),
+    ScheduleRow(AUTOMATIC, "automatic", ends=False),
+    ScheduleRow("Uniform", "uniform", ends=False),
     ScheduleRow("Karras", "karras", rho=7.0),
     ScheduleRow("Exponential", "exponential"),
     ScheduleRow("Polyexponential", "polyexponential", rho=1.0),
     ScheduleRow("SGM Uniform", "sgm_uniform", ("SGMUniform",)),
     ScheduleRow("KL Optimal", "kl_optimal"),
-    ScheduleRow("Align Your Steps", "align_your_steps", flow=False),
-    ScheduleRow("Simple", "simple"),
+    ScheduleRow("Align Your Steps", "align_your_steps", ends=False, flow=False),
+    ScheduleRow("Simple", "simple", ends=False),
     ScheduleRow("Normal", "normal"),
-    ScheduleRow("DDIM", "ddim"),
+    ScheduleRow("DDIM", "ddim", ends=False),
     ScheduleRow("Beta", "beta"),
-    ScheduleRow("Turbo", "turbo"),
+    ScheduleRow("Turbo", "turbo", ends=False),
 )
+"""The first is the sampler's own or, with flow models, that of their makers."""
 SCHEDULE_NAMES = tuple(row.label for row in SCHEDULES)
 
 

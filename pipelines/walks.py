@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from pipelines.choices import AUTOMATIC, SCHEDULES
 from pipelines.request import GenerationRequest, Sampling
 from pipelines.samplers import ImageNoise, NoiseLevels, OnStep, Sampler, Sigmas, Walk, sampler_named, sigmas_for
 from pipelines.scene import Kit, Scene
@@ -21,20 +22,25 @@ def sigmas_of(request: GenerationRequest, stage: Stage, kit: Kit) -> Sigmas:
     model, steps = kit.model(stage.model), stage.planned_steps
     if not stage.walked_steps:
         return Sigmas([0.0], model.levels.flow)
-    for note in unused(stage, request.sampling, model.levels.flow):
-        kit.note(note)
     levels = model.levels.fitted(model.latent_shape(stage.width, stage.height), steps)
     planned = sigmas_for(sampler_named(stage.sampler), stage.schedule, steps, levels, request.sampling)
+    for note in unused(stage, request.sampling, model.levels.flow):
+        kit.note(note)
     return Sigmas(planned[len(planned) - 1 - stage.walked_steps :], planned.flow)
 
 
 def unused(stage: Stage, options: Sampling, flow: bool) -> list[str]:
     """Sentences about what is asked for and does nothing with this sampler or model."""
-    row = stage.row
+    row, label = stage.row, stage.schedule
+    label = row.schedule if label == AUTOMATIC and not flow else label
+    schedule = next(each for each in SCHEDULES if each.label == label)
+    ends = options.sigma_min > 0 or options.sigma_max > 0
     asked = {
         f"{row.name} takes no eta: it is not used.": options.eta is not None and row.eta is None,
         f"{row.name} takes no sigma churn: it is not used.": options.s_churn > 0 and not row.churn,
         "SGM noise is for diffusion models: it is not used with this flow model.": options.sgm_noise and flow,
+        f"The schedule {label} takes no sigma min and max: they are not used.": ends and not schedule.ends,
+        f"The schedule {label} takes no rho: it is not used.": options.rho > 0 and schedule.rho is None,
     }
     return [sentence for sentence, idle in asked.items() if idle]
 

@@ -107,6 +107,8 @@ def test_the_page_of_samplers_is_true() -> None:
         assert fresh not in ("path", "yes") or row.eta == 1
     schedules = [cells[0].rstrip(" *") for cells in rows if len(cells) == 2 and cells[0] != "schedule"]
     assert schedules[: len(SCHEDULES)] == [row.label for row in SCHEDULES]
+    moved = {cells[0].rstrip(" *") for cells in rows if len(cells) == 2 and cells[0].endswith("*")}
+    assert moved == {row.label for row in SCHEDULES if row.ends}
     refused = [row.name for row in SAMPLERS.values() if not row.flow] + [row.label for row in SCHEDULES if not row.flow]
     said = page[page.index("makers' own schedule") : page.index("have no form for them")]
     assert all(name in said for name in refused)

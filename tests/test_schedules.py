@@ -120,8 +120,9 @@ def test_ends_and_curve_can_be_chosen() -> None:
     middle = ((14.61464 ** (1 / 3) + 0.029167 ** (1 / 3)) / 2) ** 3
     assert visited("Karras", rho=3.0)[1] == pytest.approx(middle, rel=1e-4)
     assert visited("Polyexponential", rho=2.0)[1] == pytest.approx(0.029167 * (14.61464 / 0.029167) ** 0.25, rel=1e-4)
-    for schedule in ("Uniform", "Simple", "Turbo", "DDIM"):
-        assert visited(schedule, sigma_min=0.1, sigma_max=10.0) == visited(schedule)
+    for row in choices.SCHEDULES[1:]:
+        assert (visited(row.label, sigma_min=0.1, sigma_max=10.0) != visited(row.label)) == row.ends
+        assert (visited(row.label, rho=3.0) != visited(row.label)) == (row.rho is not None)
     with pytest.raises(PipelineError, match="no room between the noise levels 10 and 2"):
         visited("Karras", sigma_min=10.0, sigma_max=2.0)
     with pytest.raises(PipelineError, match="at most 1"):
