@@ -124,8 +124,9 @@ def draw(loaded: Any, request: GenerationRequest, loop: Loop) -> None:
     from pipelines.generate import batches, generate
     from pipelines.kit import SoloKit
 
-    [batch] = batches(request, [0])
-    [_] = generate(request, SoloKit(loaded), batch, loop.on_step)
+    kit = SoloKit(loaded)
+    [batch] = batches(request, [0], kit)
+    [_] = generate(request, kit, batch, loop.on_step)
 
 
 def diffusers_pipeline(loaded: Any, model: Path, request: GenerationRequest) -> Callable[[], object]:

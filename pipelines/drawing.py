@@ -20,7 +20,7 @@ seconds, but somebody waits for the first picture, too."""
 def draw(task: GenerationRequest, kit: JobKit, left: list[int], desk: Desk) -> None:
     """All units that are `left`, which is kept up to date."""
     desk.previews.map_for(kit.model())  # before the denoiser takes its place
-    planned = batches(task, left)
+    planned = batches(task, left, kit)
     together = TOGETHER if changes_checkpoint(task) else 1
     for first in range(0, len(planned), together):
         waiting = [Turns(task, kit, batch, left, desk) for batch in planned[first : first + together]]

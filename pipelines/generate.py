@@ -39,10 +39,10 @@ class Batch:
     wanted: tuple[int, ...]
 
 
-def batches(request: GenerationRequest, wanted: Sequence[int]) -> list[Batch]:
+def batches(request: GenerationRequest, wanted: Sequence[int], kit: Kit) -> list[Batch]:
     """The batches with a wanted unit in them. After a crash, only some units of a batch may be still to be made."""
     size, asked = at_once(request), set(wanted)
-    split = [run for first in range(0, request.units, size) for run in runs(request, range(first, first + size))]
+    split = [run for first in range(0, request.units, size) for run in runs(request, range(first, first + size), kit)]
     return [Batch(units, tuple(sorted(asked.intersection(units)))) for units in split if asked.intersection(units)]
 
 

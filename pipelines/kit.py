@@ -91,6 +91,9 @@ class JobKit:
         except KeyError as error:
             raise ModelNotFound(f"There is no {kind} named {name!r}. Refresh the list of models.") from error
 
+    def files_of(self, kind: Kind) -> list[ModelInfo]:
+        return [info for info in self._assignment.files.values() if info.kind == kind]
+
     def note(self, text: str) -> None:
         """Once for each job: every pass of every batch finds the same."""
         if text not in self._noted:
@@ -136,6 +139,9 @@ class SoloKit:
     def network(self, name: str, recipe: Recipe, info: ModelInfo) -> AbstractContextManager[Part]:
         plan = Plan(host=self._model.device.type == "cpu")
         return Networks(self._model.device, budget_bytes=0).use(name, recipe, info.path, dtype_of(self._model), plan)
+
+    def files_of(self, kind: Kind) -> list[ModelInfo]:
+        return []
 
     def image(self, name: str) -> PIL.Image.Image:
         raise PipelineError("There are no pictures here.")

@@ -56,6 +56,10 @@ class Kit(Protocol):
         one of `checkpoint.WORDS`. Raises BadModel."""
         ...
 
+    def files_of(self, kind: Kind) -> list[ModelInfo]:
+        """All files of a kind that the request names."""
+        ...
+
     def image(self, name: str) -> PIL.Image.Image:
         """A picture that the request holds. Raises PipelineError."""
         ...

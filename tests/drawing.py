@@ -20,6 +20,6 @@ def draw(
     """All units of a request, or those wanted. `model`: a LoadedModel alone, or a Kit of one's own."""
     kit: Kit = SoloKit(model, wrappers) if hasattr(model, "predict") else model
     pictures: dict[int, PIL.Image.Image] = {}
-    for batch in batches(request, range(request.units) if wanted is None else tuple(wanted)):
+    for batch in batches(request, range(request.units) if wanted is None else tuple(wanted), kit):
         pictures.update(generate(request, kit, batch, lambda index, x0: None))
     return pictures

@@ -39,7 +39,9 @@ def pipeline(path: Path, configs: Path, family: str, full: bool = False, **optio
 
 
 def save_configs(folder: Path, family: str, full: bool = False) -> None:
-    from pipelines.tokenizers.clip import clip
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+    from pipelines.tokenizers.clip import bundled
 
     arch = (FULL if full else TINY)[family]
     encoders = ["text_encoder", "text_encoder_2"] if family != "sdxl-refiner" else ["text_encoder_2"]
@@ -58,7 +60,8 @@ def save_configs(folder: Path, family: str, full: bool = False) -> None:
         number = name.removeprefix("text_encoder")
         index |= {name: ["transformers", kind], f"tokenizer{number}": ["transformers", "CLIPTokenizer"]}
         _put(folder / name / "config.json", clip_config(encoder, kind, last_left_out=family == "sd2"))
-        clip().save_pretrained(folder / f"tokenizer{number}")
+        tokenizer = CLIPTokenizer(dict(bundled()[0]), list(bundled()[1]), model_max_length=77)
+        tokenizer.save_pretrained(folder / f"tokenizer{number}")
         if encoder.open_clip:
             _pad_with_zero(folder / f"tokenizer{number}" / "tokenizer_config.json")
     if family in ("sd1", "sd2"):

@@ -16,7 +16,7 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from pipelines.errors import BadModel
 from pipelines.families import flux, flux2, qwen, sd3, zimage
-from pipelines.families.base import Cond
+from pipelines.families.base import Cond, Reading
 from pipelines.families.flow import PaddedCond, from_patches, patches
 from pipelines.loading.parts import Family, Part, Recipe
 from pipelines.prompt import parse
@@ -234,7 +234,7 @@ def qwen_tokenizer(ending: str = "") -> Any:
 
 def clip_tokenizer(pad: str) -> Any:
     return PreTrainedTokenizerFast(
-        tokenizer_object=clip().backend_tokenizer, pad_token=pad, model_max_length=77, eos_token="<|endoftext|>"
+        tokenizer_object=clip().tokenizer, pad_token=pad, model_max_length=77, eos_token="<|endoftext|>"
     )
 
 
@@ -452,23 +452,51 @@ def test_sd3_does_without_t5() -> None:
     parts = {name: part for name, part in made("sd3").parts.items() if name != "text_encoder_3"}
     model: Any = sd3.SD3_FAMILY.model(parts, info(ROWS["sd3"]), CPU)
     cond = model.encode([parse(PROMPT)])
-    assert cond.tokens.shape[1] == 77 + sd3.T5_TOKENS
+    assert cond.tokens.shape[1] == 77 + 256
     assert not cond.tokens[:, 77:].any()
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["flux", "sd3"])
 def test_weights_multiply_the_features_of_their_words(name: str) -> None:
-    plain, heavy = (made(name).encode([parse(prompt)]).tokens for prompt in ("a red cat", "a (red:1.5) cat"))
+    reading = Reading(emphasis="No norm")
+    plain, heavy = (made(name).encode([parse(text)], reading).tokens for text in ("a red cat", "a (red:1.5) cat"))
     ratio = (heavy[0] / plain[0])[plain[0].abs().sum(-1) > 0].nanmedian(-1).values
     assert 0 < int(torch.isclose(ratio, torch.tensor(1.5), atol=1e-3).sum()) <= 3
     assert int(torch.isclose(ratio, torch.tensor(1.0), atol=1e-3).sum()) == len(ratio) - int((ratio > 1.4).sum())
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize("name", ["flux2", "z-image", "qwen-image"])
-def test_chat_models_do_not_read_weights(name: str) -> None:
-    plain, heavy = (made(name).encode([parse(prompt)]).tokens for prompt in ("a red cat", "a (red:1.5) cat"))
-    assert torch.equal(plain, heavy)
+def test_chat_models_do_not_read_weights_and_say_so(name: str) -> None:
+    plain, heavy = (made(name).encode([parse(prompt)]) for prompt in ("a red cat", "a (red:1.5) cat"))
+    assert torch.equal(plain.tokens, heavy.tokens)
+    assert not plain.notes
+    assert "Weights in a prompt mean nothing to Qwen" in heavy.notes[0]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_cut_off_is_told(name: str) -> None:
+    """Of a prompt in which every word is a token of its own."""
+    model = made(name)
+    words = " ".join(f"cat{'s' * (n % 2)}" for n in range(model.reader.tokens - 60))
+    assert not model.encode([parse(words)]).notes
+    cond = model.encode([parse(f"{words} {words}, and a dog"), parse("rain")])
+    assert len(cond.notes) == 1
+    assert f"reads {model.reader.tokens} tokens of a prompt. Not read: “cat" in cond.notes[0]
+
+
+@torch.inference_mode()
+def test_sd3_reads_chunks_with_clip() -> None:
+    model = made("sd3")
+    both = model.encode([parse("a cat BREAK a dog"), parse("rain")])
+    assert both.tokens.shape[1] == 2 * 77 + 256
+    alone = model.encode([parse("a cat"), parse("a dog")])
+    assert torch.allclose(both.tokens[0, : 2 * 77], alone.tokens[:, :77].flatten(0, 1), atol=1e-5)
+    assert both.pooled is not None
+    assert alone.pooled is not None
+    assert torch.allclose(both.pooled[0], alone.pooled[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "channels"), [("flux", 128), ("flux2", 128)])

@@ -41,12 +41,12 @@ def difference(one: PIL.Image.Image, other: PIL.Image.Image) -> int:
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other)).max())
 
 
-def test_batches_are_never_cut() -> None:
-    asked = request(batch_count=3, batch_size=2)
+def test_batches_are_never_cut(model: SD1) -> None:
+    asked, kit = request(batch_count=3, batch_size=2), SoloKit(model)
     whole = [Batch(range(0, 2), (0, 1)), Batch(range(2, 4), (2, 3)), Batch(range(4, 6), (4, 5))]
-    assert batches(asked, range(6)) == whole
-    assert batches(asked, (3, 4)) == [Batch(range(2, 4), (3,)), Batch(range(4, 6), (4,))]
-    assert batches(asked, ()) == []
+    assert batches(asked, range(6), kit) == whole
+    assert batches(asked, (3, 4), kit) == [Batch(range(2, 4), (3,)), Batch(range(4, 6), (4,))]
+    assert batches(asked, (), kit) == []
 
 
 @pytest.mark.parametrize("sampler", TELLING)

@@ -54,7 +54,8 @@ def first_latents(model: Any, asked: GenerationRequest) -> Tensor:
     """What the first pass makes, by its own last step."""
     seen: list[Tensor] = []
     plain = asked.model_copy(update={"hires": None, "sampler": "Euler"})
-    list(generate(plain, SoloKit(model), batches(plain, [0])[0], lambda index, x0: seen.append(x0)))
+    kit = SoloKit(model)
+    list(generate(plain, kit, batches(plain, [0], kit)[0], lambda index, x0: seen.append(x0)))
     return seen[-1]
 
 
@@ -131,7 +132,8 @@ def test_the_second_pass_has_settings_of_its_own(model: SD1) -> None:
 def test_progress_runs_over_both_passes(model: SD1) -> None:
     asked = request({"steps": 4, "denoising_strength": 0.5})
     steps: list[int] = []
-    list(generate(asked, SoloKit(model), batches(asked, [0])[0], lambda index, x0: steps.append(index)))
+    kit = SoloKit(model)
+    list(generate(asked, kit, batches(asked, [0], kit)[0], lambda index, x0: steps.append(index)))
     assert steps == list(range(7))
     assert total_steps(asked) == 7
     assert [stage.walked_steps for stage in stages(asked)] == [3, 4]

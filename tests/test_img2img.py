@@ -63,7 +63,7 @@ def drawn(model: Any, asked: GenerationRequest, **pictures: PIL.Image.Image) -> 
 def watched(kit: Kit, asked: GenerationRequest) -> list[Tensor]:
     """What the denoiser gave at each step."""
     seen: list[Tensor] = []
-    for batch in batches(asked, range(asked.units)):
+    for batch in batches(asked, range(asked.units), kit):
         list(generate(asked, kit, batch, lambda index, x0: seen.append(x0)))
     return seen
 

@@ -123,7 +123,8 @@ def test_another_checkpoint_for_the_second_pass(checkpoints: dict[str, SD1]) -> 
 
 def test_progress_goes_on_after_the_change(checkpoints: dict[str, SD1]) -> None:
     asked, steps = request(), []
-    list(generate(asked, Kit(checkpoints), batches(asked, [0])[0], lambda index, x0: steps.append(index)))
+    kit = Kit(checkpoints)
+    list(generate(asked, kit, batches(asked, [0], kit)[0], lambda index, x0: steps.append(index)))
     assert steps == list(range(10))
 
 

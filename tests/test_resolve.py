@@ -44,6 +44,8 @@ def resolver(tmp_path_factory: pytest.TempPathFactory) -> Resolver:
         folder / "Lora" / "xl.safetensors",
         kohya("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", 2048),
     )
+    save(folder / "embeddings" / "xl" / "bad.safetensors", {"clip_l": (2, 768), "clip_g": (2, 1280)})
+    save(folder / "embeddings" / "z" / "bad.safetensors", {"emb_params": (2, 768)})
     save(folder / "ControlNet" / "canny.safetensors", CONTROL)
     save(folder / "ControlNet" / "ip.safetensors", IP)
     registry = Registry([folder], None)
@@ -101,6 +103,13 @@ def test_files_are_found_by_what_they_are_called_in_the_request(resolver: Resolv
         "checkpoint/b": "b.safetensors",
         "checkpoint/b.safetensors": "b.safetensors",
     }
+
+
+def test_embeddings_that_are_named_are_found_and_those_for_the_checkpoint_first(resolver: Resolver) -> None:
+    prompts = {"prompt": "a cat <lora:hat:1>", "negative_prompt": "(Bad:1.2), [rain:snow:3]"}
+    assert "embedding/z/bad.safetensors" in resolved(resolver, **prompts).files
+    assert "embedding/xl/bad.safetensors" in resolved(resolver, model="big", negative_prompt="bad").files
+    assert not resolved(resolver, prompt="badly # bad").files
 
 
 def test_a_lora_that_is_not_there_is_left_to_the_worker_to_say(resolver: Resolver) -> None:

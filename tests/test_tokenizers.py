@@ -1,10 +1,18 @@
 """The tokenizers that are part of the program give the numbers that the models were trained with."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from pipelines.errors import BadModel
 from pipelines.tokenizers import bundled
-from pipelines.tokenizers.clip import letters
+from pipelines.tokenizers.clip import BEGIN, END, clip, letters, tokenizer_of
+from pipelines.tokenizers.clip import bundled as bundled_clip
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +85,43 @@ def test_qwen_is_the_one_of_transformers(qwen: Tokenizer) -> None:
 
 def _merges() -> list[list[str]]:
     return [line.split(" ") for line in bundled._read("qwen_merges.txt.xz").split("\n")]
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+    return CLIPTokenizer(dict(bundled_clip()[0]), list(bundled_clip()[1]), model_max_length=77)
+
+
+@given(
+    st.text() | st.sampled_from(["It's a  cat,dog!\n2024", "<|endoftext|> x", "İstanbul Å é", "🐱日本", "don't we'll"])
+)
+def test_clip_is_the_one_of_transformers(theirs: Any, text: str) -> None:
+    assert clip().ids(text) == theirs(text, add_special_tokens=False, verbose=False).input_ids
+
+
+def test_a_folder_brings_its_own_clip(theirs: Any, tmp_path: Path) -> None:
+    """As transformers 5 writes it, and as older ones did."""
+    theirs.save_pretrained(tmp_path / "new" / "tokenizer")
+    assert tokenizer_of(tmp_path / "new") is clip(), "it is the same one"
+    vocabulary = {token: number for number, token in enumerate(["a", "a</w>", "b</w>", "ab</w>", BEGIN, END])}
+    old = tmp_path / "old" / "tokenizer"
+    old.mkdir(parents=True)
+    (old / "vocab.json").write_text(json.dumps(vocabulary))
+    (old / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    (old / "added_tokens.json").write_text(json.dumps({"<cat>": 6}))
+    own = tokenizer_of(tmp_path / "old")
+    assert (own.ids("ab a <cat> b"), own.begin, own.end, own.comma, len(own)) == ([3, 1, 6, 2], 4, 5, None, 7)
+
+
+@pytest.mark.parametrize("broken", ["merges", "vocabulary", "nothing", "no begin"])
+def test_a_broken_tokenizer_is_named(broken: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model" / "tokenizer"
+    folder.mkdir(parents=True)
+    if broken != "nothing":
+        words = {"a": 0, "b</w>": 1} if broken == "no begin" else {"a": 0, BEGIN: 1, END: 2}
+        (folder / "vocab.json").write_text("[1]" if broken == "vocabulary" else json.dumps(words))
+        (folder / "merges.txt").write_text("a b\n" if broken == "merges" else "")
+    with pytest.raises(BadModel, match="model/tokenizer is broken"):
+        tokenizer_of(tmp_path / "model")

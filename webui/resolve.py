@@ -11,6 +11,7 @@ from pipelines import needs
 from pipelines.choices import check_flow, meant
 from pipelines.errors import BadModel, ModelNotFound, PipelineError, UnknownChoice
 from pipelines.library.registry import Registry
+from pipelines.prompt.embeddings import embeddings_named_in
 from pipelines.prompt.tags import names_in
 from pipelines.request import SEED_LIMIT, GenerationRequest
 from pipelines.stages import start_size
@@ -114,6 +115,9 @@ class Resolver:
         for name in names_in(*needs.prompts(task)):
             with contextlib.suppress(ModelNotFound):  # the worker says so, and makes the picture without it
                 files[file_key(Kind.LORA, name)] = fitting(self.registry.find(Kind.LORA, name), model)
+        embeddings = sorted(self.registry.all(Kind.EMBEDDING), key=lambda info: info.family not in ("", model.family))
+        for name in embeddings_named_in(needs.prompts(task), [info.name for info in embeddings]):
+            files[file_key(Kind.EMBEDDING, name)] = next(info for info in embeddings if info.name == name)
         return files
 
     def _file(self, need: needs.Need, model: ModelInfo) -> ModelInfo:

@@ -14,6 +14,7 @@ from pipelines.request import Emphasis
 from pipelines.samplers import NoiseLevels
 
 if TYPE_CHECKING:
+    from pipelines.families.embeddings import Embedding
     from pipelines.loading.parts import Part
 
 
@@ -60,6 +61,8 @@ class Reading:
     clip_skip: int = 0
     """CLIP's layers to stop before, from 1; 0: as the family does."""
     emphasis: Emphasis = "Original"
+    embeddings: tuple["Embedding", ...] = ()
+    """Textual inversions that the prompts may name."""
 
 
 PLAIN = Reading()
@@ -131,6 +134,11 @@ class LoadedModel(Protocol):
 
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
         """One row for each prompt, all of the same length."""
+        ...
+
+    def chunks_of(self, spans: Sequence[Span], reading: Reading = PLAIN) -> int:
+        """Only prompts that take the same number of chunks are encoded to the same length, whatever is beside them;
+        1 where that goes for all."""
         ...
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]: ...

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.errors import PipelineError
-from pipelines.families.base import Asides, Cond
+from pipelines.families.base import PLAIN, Asides, Cond, Reading
 from pipelines.loading.parts import Part
 from pipelines.loading.quantised import compute_in
-from pipelines.prompt import Reader
+from pipelines.prompt import Reader, Span
 from pipelines.samplers import NoiseLevels
 
 
@@ -26,10 +26,10 @@ class PaddedCond(Cond):
     ROWS: ClassVar[tuple[str, ...]] = (*Cond.ROWS, "lengths")
 
     @classmethod
-    def of(cls, rows: Sequence[Tensor]) -> "PaddedCond":
+    def of(cls, rows: Sequence[Tensor], notes: tuple[str, ...] = ()) -> "PaddedCond":
         """From token features [tokens, width] of each prompt."""
         padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-        return cls(padded, lengths=tuple(len(row) for row in rows))
+        return cls(padded, notes=notes, lengths=tuple(len(row) for row in rows))
 
     @property
     def mask(self) -> Tensor | None:
@@ -54,6 +54,9 @@ class FlowModel:
         self.vae: Any = parts["vae"].module
         for part in parts.values():
             compute_in(part.module, part.dtype)
+
+    def chunks_of(self, spans: Sequence[Span], reading: Reading = PLAIN) -> int:
+        return 1
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """x: [n, channels, height, width], sides even; sigma: [n]. Both in the transformer's type or better."""

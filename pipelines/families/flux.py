@@ -9,7 +9,7 @@ from torch.nn import functional
 from pipelines.errors import BadModel
 from pipelines.families.base import PLAIN, Call, Cond, Reading, covered
 from pipelines.families.flow import FlowModel, from_patches, patches, places
-from pipelines.families.words import clip_pooled, t5_features
+from pipelines.families.words import clip_pooled, t5_features, unread
 from pipelines.loading.parts import Family, Part
 from pipelines.loading.recipes.clip import clip
 from pipelines.loading.recipes.dit import FLUX as TRANSFORMER
@@ -50,8 +50,9 @@ class Flux(FlowModel):
             raise BadModel(f"{info.name} draws after another picture, as control models do. These cannot be run yet.")
 
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
-        tokens = t5_features(self.parts["text_encoder_2"], prompts, self.reader.tokens, self.device)
-        return Cond(tokens, clip_pooled(self.parts["text_encoder"], prompts, self.device))
+        tokens, notes = t5_features(self.parts["text_encoder_2"], prompts, self.reader, self.device, reading)
+        pooled = clip_pooled(self.parts["text_encoder"], prompts, self.device)
+        return Cond(tokens, pooled, notes=(*notes, *unread(self.reader, prompts, reading)))
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         height, width = x.shape[-2:]

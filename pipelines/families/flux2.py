@@ -8,7 +8,7 @@ from torch import Tensor
 from pipelines.errors import BadModel
 from pipelines.families.base import PLAIN, Cond, Reading
 from pipelines.families.flow import FlowModel, from_patches, patches, places
-from pipelines.families.words import qwen_states, text_of
+from pipelines.families.words import cut_notes, qwen_states, text_of, unread
 from pipelines.loading.parts import Family, Part
 from pipelines.loading.recipes.autoencoders import FLUX2_VAE
 from pipelines.loading.recipes.dit import FLUX2 as TRANSFORMER
@@ -20,7 +20,6 @@ from pipelines.types import ModelInfo
 
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 """Qwen3's chat template for an answer without thinking."""
-TOKENS = 512
 QUARTERS = (1, 2, 3)
 """Layers 9, 18 and 27 of the 36 that Qwen3-4B and 8B have."""
 
@@ -39,14 +38,15 @@ class Flux2(FlowModel):
 
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
         """The filled-up places are told as well, as in training."""
-        rows = []
+        rows, lost = [], []
+        part = self.parts["text_encoder"]
         for spans in prompts:
-            states, _ = qwen_states(
-                self.parts["text_encoder"], TEMPLATE.format(text_of(spans)), TOKENS, self.device, pad=True
-            )
-            layers = len(states) - 1
-            rows.append(torch.cat([states[layers * quarter // 4] for quarter in QUARTERS], -1))
-        return Cond(torch.cat(rows).to(self.parts["text_encoder"].dtype))
+            states = qwen_states(part, TEMPLATE.format(text_of(spans)), self.reader.tokens, self.device, pad=True)
+            last = len(states.layers) - 1
+            rows.append(torch.cat([states.layers[last * quarter // 4] for quarter in QUARTERS], -1))
+            lost.append(states.lost)
+        notes = (*cut_notes(self.reader, lost), *unread(self.reader, prompts, reading))
+        return Cond(torch.cat(rows).to(part.dtype), notes=notes)
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         height, width = x.shape[-2:]

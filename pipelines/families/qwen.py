@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipelines.families.base import PLAIN, Cond, Reading
 from pipelines.families.flow import FlowModel, PaddedCond, from_patches, patches
-from pipelines.families.words import qwen_states, text_of
+from pipelines.families.words import cut_notes, qwen_states, text_of, unread
 from pipelines.loading.parts import Family, Part
 from pipelines.loading.recipes.autoencoders import QWEN_VAE
 from pipelines.loading.recipes.dit import QWEN_IMAGE as TRANSFORMER
@@ -24,7 +24,6 @@ TEMPLATE = (
 )
 SYSTEM_TOKENS = 34
 """Of the template up to the prompt: they steer the reading and are not told to the transformer."""
-TOKENS = 1024
 FLOWS: dict[str, NoiseLevels] = {
     "": FlowLevels(growing(most=0.9, most_tokens=8192), terminal=0.02),
     "lightning": FlowLevels(fixed(3.0)),
@@ -42,13 +41,14 @@ class QwenImage(FlowModel):
         self.levels = FLOWS.get(info.variant, FLOWS[""])
 
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> PaddedCond:
-        rows = []
+        rows, lost = [], []
         part = self.parts["text_encoder"]
         for spans in prompts:
             text = TEMPLATE.format(text_of(spans))
-            states, _ = qwen_states(part, text, TOKENS + SYSTEM_TOKENS, self.device)
-            rows.append(states[-1][0, SYSTEM_TOKENS:].to(part.dtype))
-        return PaddedCond.of(rows)
+            states = qwen_states(part, text, self.reader.tokens + SYSTEM_TOKENS, self.device)
+            rows.append(states.layers[-1][0, SYSTEM_TOKENS:].to(part.dtype))
+            lost.append(states.lost)
+        return PaddedCond.of(rows, (*cut_notes(self.reader, lost), *unread(self.reader, prompts, reading)))
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         height, width = x.shape[-2:]

@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 import torch
 
 from pipelines.families.base import PLAIN, Cond, Reading
-from pipelines.families.clip import ClipPrompts, tokenizer_of, weighted
+from pipelines.families.clip import ClipPrompts, Layer
 from pipelines.families.unet import UNetModel
 from pipelines.loading.parts import Family, Part, Recipe
 from pipelines.loading.recipes.clip import clip
 from pipelines.loading.recipes.ldm import UNET, vae
 from pipelines.prompt import Span
+from pipelines.tokenizers.clip import tokenizer_of
 from pipelines.types import ModelInfo
 
 SCALE = 0.18215
@@ -26,19 +27,20 @@ class SD1(UNetModel):
     }
     PAD: ClassVar[int | None] = None
     """What follows the end of a prompt; None: the end again."""
+    LAYER: ClassVar[Layer] = Layer()
 
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
         super().__init__(parts, info, device)
         self.text_encoder: Any = parts["text_encoder"].module
-        self._prompts = ClipPrompts(tokenizer_of(info.path), parts["text_encoder"])
-        self.tokenizer = self._prompts.tokenizer
+        self.prompts = ClipPrompts(tokenizer_of(info.path), device, parts["text_encoder"])
+        self.tokenizer = self.prompts.tokenizer
 
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
         """Rows of [chunks * 77, width]."""
-        chunks = self._prompts.chunks(prompts, self.device, self.PAD)
-        features = weighted(self.text_encoder(chunks.ids)[0].float(), chunks.weights)
+        chunks = self.prompts.chunks(prompts, reading)
+        features, _ = self.prompts.read(self.parts["text_encoder"], self.LAYER, chunks, self.PAD)
         tokens = features.to(self.parts["unet"].dtype)
-        return Cond(tokens.reshape(len(prompts), -1, tokens.shape[-1]))
+        return Cond(tokens.reshape(len(prompts), -1, tokens.shape[-1]), notes=chunks.notes)
 
 
 FAMILY = Family(SD1.RECIPES, SD1)

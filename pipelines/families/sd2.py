@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from pipelines.families.clip import OPEN_CLIP_PAD
+from pipelines.families.clip import OPEN_CLIP_PAD, Layer
 from pipelines.families.sd1 import SCALE, SD1
 from pipelines.loading.parts import Family, Recipe
 from pipelines.loading.recipes.clip import clip
@@ -19,6 +19,7 @@ class SD2(SD1):
         "text_encoder": clip(PREFIXES, penultimate=True),
     }
     PAD = OPEN_CLIP_PAD
+    LAYER = Layer(least=2, left_out=1)
 
 
 FAMILY = Family(SD2.RECIPES, SD2)

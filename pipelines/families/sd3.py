@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.families.base import PLAIN, Cond, Reading
+from pipelines.families.clip import OPEN_CLIP_PAD, ClipPrompts, Layer
 from pipelines.families.flow import FlowModel
-from pipelines.families.words import clip_states, t5_features
+from pipelines.families.words import t5_features
 from pipelines.loading.parts import Family, Part
 from pipelines.loading.recipes.clip import clip
 from pipelines.loading.recipes.dit import SD3 as TRANSFORMER
@@ -17,36 +18,45 @@ from pipelines.loading.recipes.t5 import T5
 from pipelines.prompt import READERS, Span
 from pipelines.samplers import FlowLevels, NoiseLevels
 from pipelines.samplers.flow import TRAINING_STEPS, fixed
+from pipelines.tokenizers.clip import clip as clip_words
 from pipelines.types import ModelInfo
 
 SHIFT = 3.0
 LAST = SHIFT / TRAINING_STEPS / (1 + (SHIFT - 1) / TRAINING_STEPS)
 """The published scheduler's steps end at the lowest level that is already shifted, and are shifted then."""
-T5_TOKENS = 256
-CLIP_G_PAD = 0
+LAYER = Layer(normed=False, least=2)
 
 
 class SD3(FlowModel):
-    """A weight in the prompt multiplies the features of its words, in all three encoders."""
+    """CLIP reads any number of chunks, T5 the first 256 tokens. A weight in the prompt counts in all three encoders."""
 
     reader = READERS["sd3"]
     levels: NoiseLevels = FlowLevels(fixed(SHIFT), last=LAST)
 
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
         super().__init__(parts, device)
+        self.prompts = ClipPrompts(clip_words(), device, parts["text_encoder"], parts["text_encoder_2"])
 
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
-        """[prompts, 77 + 256, T5's width]: CLIP's features side by side, filled up with zeros, then T5's."""
-        little, pooled = clip_states(self.parts["text_encoder"], prompts, self.device)
-        big, pooled_big = clip_states(self.parts["text_encoder_2"], prompts, self.device, pad=CLIP_G_PAD)
-        clip = torch.cat([little, big], -1)
+        """[prompts, chunks * 77 + 256, T5's width]: CLIP's features side by side, filled up with zeros, then T5's."""
+        parts, chunks = self.parts, self.prompts.chunks(prompts, reading)
+        little, pooled = self.prompts.read(parts["text_encoder"], LAYER, chunks)
+        big, pooled_big = self.prompts.read(parts["text_encoder_2"], LAYER, chunks, OPEN_CLIP_PAD)
+        dtype, notes = parts["text_encoder"].dtype, chunks.notes
+        clip = torch.cat([little, big], -1).to(dtype)
+        clip = clip.reshape(len(prompts), -1, clip.shape[-1])
         width = self.transformer.config.joint_attention_dim
         if "text_encoder_3" in self.parts:
-            t5 = t5_features(self.parts["text_encoder_3"], prompts, T5_TOKENS, self.device)
+            t5, cut = t5_features(parts["text_encoder_3"], prompts, self.reader, self.device, reading)
+            notes += cut
         else:  # it was left out now and then in training: Esser et al. 2024, section 5.3.1
-            t5 = torch.zeros(len(clip), T5_TOKENS, width, device=self.device)
+            t5 = torch.zeros(len(clip), self.reader.tokens, width, device=self.device)
         clip = functional.pad(clip, (0, width - clip.shape[-1]))
-        return Cond(torch.cat([clip, t5.to(clip.dtype)], 1), torch.cat([pooled, pooled_big], -1))
+        whole = torch.cat([pooled, pooled_big], -1)[:: chunks.of_each].to(dtype)
+        return Cond(torch.cat([clip, t5.to(dtype)], 1), whole, notes=notes)
+
+    def chunks_of(self, spans: Sequence[Span], reading: Reading = PLAIN) -> int:
+        return self.prompts.count(spans, reading)
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         dtype = self.parts["transformer"].dtype

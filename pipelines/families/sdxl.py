@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipelines.families.base import PLAIN, Cond, Reading
-from pipelines.families.clip import OPEN_CLIP_PAD, Chunks, ClipPrompts, tokenizer_of, weighted
+from pipelines.families.clip import OPEN_CLIP_PAD, Chunks, ClipPrompts, Layer
 from pipelines.families.unet import UNetModel
 from pipelines.loading.parts import Config, Family, Part, Recipe
 from pipelines.loading.recipes.clip import clip
@@ -16,6 +16,7 @@ from pipelines.loading.recipes.ldm import UNET, vae
 from pipelines.loading.weights import names_in
 from pipelines.prompt import Span
 from pipelines.samplers.levels import ALIGNED_SDXL
+from pipelines.tokenizers.clip import tokenizer_of
 from pipelines.types import ModelInfo
 
 SCALE = 0.13025
@@ -24,6 +25,8 @@ LIKED, DISLIKED = 6.0, 2.5
 ZERO_SNR = "ztsnr"
 """A tensor of this name says that a model for v was trained up to pure noise (Lin et al. 2023)."""
 VAE = vae(SCALE)
+LAYER = Layer(normed=False, least=2)
+"""The layer before the last, of both encoders."""
 
 
 class SDXL(UNetModel):
@@ -38,33 +41,27 @@ class SDXL(UNetModel):
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
         super().__init__(parts, info, device)
         self.levels.aligned = ALIGNED_SDXL
-        self._prompts = self._tokenizer(info.path)
-        self.tokenizer = self._prompts.tokenizer
+        self.prompts = self._tokenizer(info.path)
+        self.tokenizer = self.prompts.tokenizer
 
     def _tokenizer(self, path: Path) -> ClipPrompts:
         """Both encoders have the same vocabulary; only what they are filled up with differs."""
-        return ClipPrompts(tokenizer_of(path), self.parts["text_encoder"])
+        return ClipPrompts(tokenizer_of(path), self.device, self.parts["text_encoder"], self.parts["text_encoder_2"])
 
     def schedule(self, path: Path) -> Config:
         return {**super().schedule(path), **({"rescale_betas_zero_snr": True} if ZERO_SNR in names_in(path) else {})}
 
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
         """Rows of [chunks * 77, width of both], and the pooled output of the first chunk of each."""
-        first = self._prompts.chunks(prompts, self.device)
-        second = self._prompts.chunks(prompts, self.device, OPEN_CLIP_PAD)
-        one, _ = self._features("text_encoder", first)
-        two, pooled = self._features("text_encoder_2", second)
-        return self._cond(torch.cat([one, two], -1), pooled, len(prompts))
+        chunks = self.prompts.chunks(prompts, reading)
+        one, _ = self.prompts.read(self.parts["text_encoder"], LAYER, chunks)
+        two, pooled = self.prompts.read(self.parts["text_encoder_2"], LAYER, chunks, OPEN_CLIP_PAD)
+        return self._cond(torch.cat([one, two], -1), pooled, chunks)
 
-    def _features(self, part: str, chunks: Chunks) -> tuple[Tensor, Tensor]:
-        """Of the layer before the last, without the final norm; and of the whole prompt, if the encoder gives that."""
-        encoder: Any = self.parts[part].module
-        output = encoder(chunks.ids, output_hidden_states=True)
-        return weighted(output.hidden_states[-2].float(), chunks.weights), output[0][:: chunks.of_each]
-
-    def _cond(self, features: Tensor, pooled: Tensor, count: int) -> Cond:
-        dtype = self.parts["unet"].dtype
-        return Cond(features.to(dtype).reshape(count, -1, features.shape[-1]), pooled.to(dtype))
+    def _cond(self, features: Tensor, pooled: Tensor, chunks: Chunks) -> Cond:
+        dtype, count = self.parts["unet"].dtype, len(chunks.rows) // chunks.of_each
+        tokens = features.to(dtype).reshape(count, -1, features.shape[-1])
+        return Cond(tokens, pooled[:: chunks.of_each].to(dtype), notes=chunks.notes)
 
     def told(self, x: Tensor, cond: Cond) -> dict[str, Any]:
         """The picture's own size, uncropped, at its own size."""
@@ -90,11 +87,11 @@ class Refiner(SDXL):
     }
 
     def _tokenizer(self, path: Path) -> ClipPrompts:
-        return ClipPrompts(tokenizer_of(path, "tokenizer_2"), self.parts["text_encoder_2"])
+        return ClipPrompts(tokenizer_of(path, "tokenizer_2"), self.device, self.parts["text_encoder_2"])
 
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
-        features, pooled = self._features("text_encoder_2", self._prompts.chunks(prompts, self.device, OPEN_CLIP_PAD))
-        return self._cond(features, pooled, len(prompts))
+        chunks = self.prompts.chunks(prompts, reading)
+        return self._cond(*self.prompts.read(self.parts["text_encoder_2"], LAYER, chunks, OPEN_CLIP_PAD), chunks)
 
     def _sizes(self, x: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         height, width = (side * self.scale for side in x.shape[-2:])

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from pipelines.errors import BadModel, PipelineError
 from pipelines.families.base import PLAIN, Asides, Call, Cond, Reading, covered
+from pipelines.families.clip import ClipPrompts
 from pipelines.library.network_folder import read_json
 from pipelines.loading.checkpoint import load_parts
 from pipelines.loading.parts import Config, Part, Recipe
@@ -35,6 +36,8 @@ class UNetModel(ABC):
     SIZED: ClassVar[bool] = False
     """Whether the network is told sizes and a pooled prompt, as SDXL's is."""
     reader: Reader = CLIP
+
+    prompts: ClipPrompts
 
     def __init__(self, parts: Mapping[str, Part], info: ModelInfo, device: torch.device) -> None:
         self.parts, self.device, self.asides = parts, device, Asides()
@@ -71,6 +74,9 @@ class UNetModel(ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond: ...
+
+    def chunks_of(self, spans: Sequence[Span], reading: Reading = PLAIN) -> int:
+        return self.prompts.count(spans, reading)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return (self.vae.config.latent_channels, height // self.scale, width // self.scale)

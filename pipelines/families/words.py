@@ -1,17 +1,33 @@
-"""From prompts to the numbers that text encoders of the flow families read, and weights on what comes out."""
+"""From prompts to the numbers that T5 and Qwen read, weights on what comes out, and what of a prompt is not read."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
+from pipelines.families.base import Reading
+from pipelines.families.clip import weighted
 from pipelines.loading.parts import Part
-from pipelines.prompt import Span
+from pipelines.prompt import Reader, Span
 
-CLIP_TOKENS = 77
-"""With begin and end."""
+CLIP_TOKENS = 75
+SHOWN = 60
+"""Letters of what was cut off that are shown at most."""
+
+
+class Padded(NamedTuple):
+    ids: list[int]
+    weights: list[float]
+    lost: str
+    """The part of the text for which there was no room."""
+
+
+class States(NamedTuple):
+    layers: Any
+    """The output of each, [1, tokens, width]."""
+    lost: str
 
 
 def text_of(spans: Sequence[Span]) -> str:
@@ -26,73 +42,79 @@ def weights_of(encoding: Encoding, spans: Sequence[Span]) -> list[float]:
     for span in spans:
         end += len(span.text)
         ends.append((end, span.weight))
-    found = []
+    found, place = [], 0
     for (start, stop), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True):
-        inside = [weight for end, weight in ends if stop <= end]
-        found.append(inside[0] if inside and stop > start and not special else 1.0)
+        while place < len(ends) and ends[place][0] < stop:
+            place += 1
+        found.append(ends[place][1] if place < len(ends) and stop > start and not special else 1.0)
     return found
 
 
-def padded(tokenizer: Tokenizer, spans: Sequence[Span], length: int, pad: int) -> tuple[list[int], list[float]]:
+def padded(tokenizer: Tokenizer, spans: Sequence[Span], length: int, pad: int) -> Padded:
     """Ids and weights, `length` of each. What is too long is cut; the last token, the end of the text, stays."""
-    encoding = tokenizer.encode(text_of(spans))
+    text = text_of(spans)
+    encoding = tokenizer.encode(text)
     ids, weights = list(encoding.ids), weights_of(encoding, spans)
+    lost = ""
     if len(ids) > length:
+        lost = text[encoding.offsets[length - 1][0] :]
         ids, weights = [*ids[: length - 1], ids[-1]], [*weights[: length - 1], weights[-1]]
     missing = length - len(ids)
-    return [*ids, *[pad] * missing], [*weights, *[1.0] * missing]
+    return Padded([*ids, *[pad] * missing], [*weights, *[1.0] * missing], lost)
 
 
-def t5_features(part: Part, prompts: Sequence[Sequence[Span]], length: int, device: torch.device) -> Tensor:
-    """[prompts, length, width]. A token's weight multiplies its features; the padding is read too, as in training."""
+def t5_features(
+    part: Part, prompts: Sequence[Sequence[Span]], reader: Reader, device: torch.device, reading: Reading
+) -> tuple[Tensor, tuple[str, ...]]:
+    """[prompts, tokens, width], and notes. The padding is read too, as in training."""
     from pipelines.tokenizers.bundled import T5_PAD, t5
 
-    rows = [padded(t5(), spans, length, T5_PAD) for spans in prompts]
-    ids = torch.tensor([ids for ids, _ in rows], device=device)
-    weights = torch.tensor([weights for _, weights in rows], device=device)
+    rows = [padded(t5(), spans, reader.tokens, T5_PAD) for spans in prompts]
+    ids = torch.tensor([row.ids for row in rows], device=device)
+    weights = torch.tensor([row.weights for row in rows], device=device)
     features: Tensor = part.module(input_ids=ids)[0]
-    return (features * weights[..., None]).to(part.dtype) if bool((weights != 1).any()) else features.to(part.dtype)
+    if bool((weights != 1).any()):
+        features = weighted(features.float(), weights, reading.emphasis)
+    return features.to(part.dtype), cut_notes(reader, (row.lost for row in rows))
 
 
 def clip_pooled(part: Part, prompts: Sequence[Sequence[Span]], device: torch.device) -> Tensor:
-    """[prompts, width]: what CLIP makes of the whole text, of which it reads 75 tokens."""
-    pooled: Tensor = part.module(input_ids=_clip_ids(prompts, None, device)[0]).pooler_output
+    """[prompts, width]: what CLIP makes of the whole text, of which it reads 75 tokens. Weights mean nothing there."""
+    from pipelines.tokenizers.clip import clip
+
+    tokens = [clip().ids(text_of(spans))[:CLIP_TOKENS] for spans in prompts]
+    begin, end = clip().begin, clip().end
+    ids = [[begin, *row, *[end] * (CLIP_TOKENS + 1 - len(row))] for row in tokens]
+    pooled: Tensor = part.module(input_ids=torch.tensor(ids, device=device)).pooler_output
     return pooled.to(part.dtype)
 
 
-def clip_states(
-    part: Part, prompts: Sequence[Sequence[Span]], device: torch.device, pad: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Features of 77 tokens from the last layer but one, times their weights, and the projected whole."""
-    ids, weights = _clip_ids(prompts, pad, device)
-    output = part.module(input_ids=ids, output_hidden_states=True)
-    features = output.hidden_states[-2]
-    weighted = features * weights[..., None] if bool((weights != 1).any()) else features
-    return weighted.to(part.dtype), output.text_embeds.to(part.dtype)
-
-
-def _clip_ids(prompts: Sequence[Sequence[Span]], pad: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
-    from pipelines.tokenizers.clip import clip
-
-    tokenizer = clip()
-    filler = tokenizer.eos_token_id if pad is None else pad
-    rows = [padded(tokenizer.backend_tokenizer, spans, CLIP_TOKENS, filler) for spans in prompts]
-    return (
-        torch.tensor([ids for ids, _ in rows], device=device),
-        torch.tensor([weights for _, weights in rows], device=device),
-    )
-
-
-def qwen_states(part: Part, text: str, length: int, device: torch.device, pad: bool = False) -> tuple[Any, int]:
+def qwen_states(part: Part, text: str, length: int, device: torch.device, pad: bool = False) -> States:
     """The states of all layers, each [1, tokens, width], for a text that is cut at `length` or, with `pad`, filled up
-    to it; and how many of its tokens are text. Weights have no place in what a chat model is told: they are not read.
-    """
+    to it. Weights have no place in what a chat model is told: they are not read."""
     from pipelines.tokenizers.bundled import QWEN_PAD, qwen
 
-    ids = qwen().encode(text).ids[:length]
+    encoding = qwen().encode(text)
+    ids = encoding.ids[:length]
+    lost = text[encoding.offsets[length][0] :] if len(encoding.ids) > length else ""
     count = len(ids)
     ids = [*ids, *[QWEN_PAD] * (length - count if pad else 0)]
     mask = torch.arange(len(ids), device=device)[None] < count
     module: Any = part.module
     output = module(input_ids=torch.tensor([ids], device=device), attention_mask=mask, output_hidden_states=True)
-    return output.hidden_states, count
+    return States(output.hidden_states, lost)
+
+
+def cut_notes(reader: Reader, lost: Iterable[str]) -> tuple[str, ...]:
+    """`lost`: of each prompt."""
+    texts = dict.fromkeys(" ".join(text.partition("<|im_end|>")[0].split()) for text in lost)
+    shown = (text if len(text) <= SHOWN else f"{text[:SHOWN]}…" for text in texts if text)
+    return tuple(f"{reader.name} reads {reader.tokens} tokens of a prompt. Not read: “{text}”" for text in shown)
+
+
+def unread(reader: Reader, prompts: Sequence[Sequence[Span]], reading: Reading) -> tuple[str, ...]:
+    """What these prompts have in them that is not for this reader."""
+    notes = [f"{each.file} is an embedding for CLIP: {reader.name} reads it as text." for each in reading.embeddings]
+    if not reader.weights and any(span.weight != 1 for spans in prompts for span in spans):
+        notes.append(f"Weights in a prompt mean nothing to {reader.name}: the words count as if there were none.")
+    return tuple(notes)

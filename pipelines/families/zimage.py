@@ -8,7 +8,7 @@ from torch import Tensor
 from pipelines.families.base import PLAIN, Cond, Reading
 from pipelines.families.flow import FlowModel, PaddedCond
 from pipelines.families.flux import VAE
-from pipelines.families.words import qwen_states, text_of
+from pipelines.families.words import cut_notes, qwen_states, text_of, unread
 from pipelines.loading.parts import Family, Part
 from pipelines.loading.recipes.dit import Z_IMAGE as TRANSFORMER
 from pipelines.loading.recipes.qwen_text import QWEN_TEXT
@@ -19,7 +19,6 @@ from pipelines.types import ModelInfo
 
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 """Qwen3's chat template, the answer still to come."""
-TOKENS = 512
 SHIFTS = {"": 6.0, "turbo": 3.0}
 """Of the published schedulers, by variant."""
 
@@ -34,12 +33,13 @@ class ZImage(FlowModel):
         self.levels = FlowLevels(fixed(SHIFTS.get(info.variant, SHIFTS[""])))
 
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> PaddedCond:
-        rows = []
+        rows, lost = [], []
         part = self.parts["text_encoder"]
         for spans in prompts:
-            states, _ = qwen_states(part, TEMPLATE.format(text_of(spans)), TOKENS, self.device)
-            rows.append(states[-2][0].to(part.dtype))
-        return PaddedCond.of(rows)
+            states = qwen_states(part, TEMPLATE.format(text_of(spans)), self.reader.tokens, self.device)
+            rows.append(states.layers[-2][0].to(part.dtype))
+            lost.append(states.lost)
+        return PaddedCond.of(rows, (*cut_notes(self.reader, lost), *unread(self.reader, prompts, reading)))
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """It counts time the other way: 1 is the picture, and its velocity leads there."""

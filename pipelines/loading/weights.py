@@ -30,6 +30,9 @@ from pipelines.types import ModelInfo
 Stamp = tuple[tuple[str, int, int], ...]
 """Of each file: path, size, and when it was changed. Another stamp means other weights."""
 
+EMBEDDING = "string_to_param"
+"""Under this name textual inversions lie in A1111's files, one to a word."""
+
 WRAPPERS = ("state_dict", "params_ema", "params", "params_g")
 """Trainers put the weights under such a name, beside the state of the training."""
 
@@ -172,6 +175,9 @@ def _flat(path: Path, content: Any) -> Tensors:
             break
     tensors = content.items() if isinstance(content, Mapping) else ()
     found = {str(name): tensor.detach() for name, tensor in tensors if isinstance(tensor, Tensor)}
+    if isinstance(content, Mapping) and isinstance(content.get(EMBEDDING), Mapping):
+        rows = content[EMBEDDING].items()
+        found |= {f"{EMBEDDING}.{name}": tensor.detach() for name, tensor in rows if isinstance(tensor, Tensor)}
     if not found:
         raise BadModel(f"{_named(path)} holds no weights that are known by name.")
     return found

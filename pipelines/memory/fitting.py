@@ -200,6 +200,9 @@ class Fitted:
     def encode(self, prompts: Sequence[Sequence[Span]], reading: Reading = PLAIN) -> Cond:
         return self.inner.encode(prompts, reading)
 
+    def chunks_of(self, spans: Sequence[Span], reading: Reading = PLAIN) -> int:
+        return self.inner.chunks_of(spans, reading)
+
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self.inner.latent_shape(width, height)
 

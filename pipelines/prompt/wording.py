@@ -79,9 +79,3 @@ def joined(wordings: Sequence[Wording]) -> tuple[Wording, ...]:
         away = tuple(places[old] for old in each.away)
         moved.append(replace(each, texts=tuple(texts), towards=towards, away=away))
     return tuple(moved)
-
-
-def company(prompt: str) -> tuple[tuple[LoraUse, ...], tuple[float, ...]]:
-    """What images must have in common to be made at once: LoRAs, and how many prompts with which weights."""
-    tags = untagged(uncommented(prompt))
-    return tags.loras, tuple(part.weight for part in composed(tags.text))
