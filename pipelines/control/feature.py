@@ -34,6 +34,8 @@ SPEAKERS: dict[tuple[Kind, str], Speaking] = {
     (Kind.CONTROLNET, "sd2"): row("controlnet", "controlnet"),
     (Kind.CONTROLNET, "sdxl"): row("controlnet", "controlnet"),
     (Kind.CONTROLNET, "flux"): row("flux", "flux_controlnet"),
+    (Kind.T2I_ADAPTER, "sd1"): row("t2i", "t2i_adapter"),
+    (Kind.T2I_ADAPTER, "sdxl"): row("t2i", "t2i_adapter"),
 }
 """By the kind and family of a file."""
 
