@@ -123,9 +123,13 @@ class SoloKit:
         self.made: dict[Hashable, Any] = {}
         self.on_tile: OnTile = quiet
         self._model = model
+        self._name: str | None = None
 
     def model(self, name: str = "") -> LoadedModel:
-        if name:
+        """Whatever it is called first is its name."""
+        if self._name is None:
+            self._name = name
+        if name not in ("", self._name):
             raise ModelNotFound(f"There is no checkpoint named {name!r} here.")
         return self._model
 
