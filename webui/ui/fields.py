@@ -67,7 +67,11 @@ def in_form(path: str, value: Any) -> Any:
 
 def label(path: str) -> Any:
     """The words of a field: a number in its path does not count."""
-    return t("_".join(name for name in path.split(".") if not name.isdigit()))
+    return t(word_key(path))
+
+
+def word_key(path: str) -> str:
+    return "_".join(name for name in path.split(".") if not name.isdigit())
 
 
 def widget(path: str, choices: tuple[str, ...] = ()) -> gr.components.Component:
