@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBE_FILE = "device.json"
+PROBES = 40
+"""Of a millisecond or two each."""
 FASTER = 1.15
 """So much faster must a half format be than float32 to be worth its rounding."""
 
@@ -114,7 +116,8 @@ def _bf16_speed(cache: Path | None) -> float:
 
 @torch.inference_mode()
 def _seconds(dtype: torch.dtype) -> float:
-    """Of a product and a convolution like a U-Net's; the best of three, since other programs only slow."""
+    """Of a product and a convolution like a U-Net's; the best of many, since other programs only slow, and what a busy
+    moment says would be kept for good."""
     rows, square = torch.ones(128, 640, dtype=dtype), torch.ones(640, 640, dtype=dtype)
     picture, kernel = torch.ones(1, 160, 16, 16, dtype=dtype), torch.ones(160, 160, 3, 3, dtype=dtype)
 
@@ -124,8 +127,13 @@ def _seconds(dtype: torch.dtype) -> float:
         functional.conv2d(picture, kernel, padding=1)
         return time.perf_counter() - start
 
-    once()  # builds the kernels
-    return min(once() for _ in range(3))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other, fifty times as long where other programs have the processor
+    try:
+        once()  # builds the kernels
+        return min(once() for _ in range(PROBES))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def cpu_name() -> str:
