@@ -24,11 +24,12 @@ def briefed(
     """Of one pass over these images, for which the model wears the LoRAs of the prompts: `runs` sees to it that all
     have the same. What can't be done of what the prompts ask for is noted. `name`: a checkpoint other than the
     pass's."""
-    model = kit.model(stage.model if name is None else name)
+    name = stage.model if name is None else name
+    model = kit.model(name)
     wordings = wordings_of(request, stage, units, model.reader.prose)
     regional = [_regional(region, stage, model.reader.prose) for region in request.regions]
     worn = tuple(lora for wording in (wordings[0], *regional) for lora in wording.loras)
-    with kit.wardrobe.dressed(model, worn, kit) as dressed:
+    with kit.wardrobe.dressed(model, worn, kit, must_fit=name in ("", request.checkpoint)) as dressed:
         reading = reading_of(request, kit)
         heard = told(model, wordings, reading, kit.texts, dressed)
         regions = tuple(told(model, [wording], reading, kit.texts, dressed) for wording in regional)

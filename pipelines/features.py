@@ -11,13 +11,19 @@ from pipelines.control.feature import controlled
 from pipelines.control.regions import regional
 from pipelines.control.style import styled
 from pipelines.guidance import guided
+from pipelines.guidance.merging import merged
+from pipelines.guidance.networks import freed
+from pipelines.guidance.pag import perturbing
 from pipelines.images.beside import edits, guided_by_picture, seeing
 from pipelines.images.masked import masked
 from pipelines.images.tiling import seamless
 from pipelines.samplers import Denoise
 from pipelines.scene import Feature, Scene
 
-FEATURES: tuple[Feature, ...] = (seamless, styled, controlled, regional, seeing, masked)
+FEATURES: tuple[Feature, ...] = (
+    *(merged, freed, seamless, styled, perturbing),
+    *(controlled, regional, seeing, masked),
+)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from pipelines.choices import SAMPLERS, SamplerRow, meant
 from pipelines.errors import UnknownChoice
 from pipelines.prompt import Timeline
+from pipelines.prompt.wording import company
 from pipelines.request import LARGEST_SIDE, SMALLEST_SIDE, GenerationRequest, Hires, Start
 
 GRID = 8
@@ -162,10 +163,14 @@ class Extent(NamedTuple):
     height: int
     batch: int
     guided: bool
+    prompts: int = 1
+    """That the network is asked about in each step beside the negative one: those that AND joins, and once more with
+    perturbed attention."""
 
 
 def extent(request: GenerationRequest) -> Extent:
     plan = [stage for unit in range(request.units if request.plot else 1) for stage in stages(request.cell(unit))]
     largest = max(plan, key=lambda stage: stage.width * stage.height)
     guided = any(stage.guided for stage in plan)
-    return Extent(largest.width, largest.height, at_once(request), guided)
+    prompts = max(len(company(stage.prompt)[1]) for stage in plan) * (2 if request.guidance.pag else 1)
+    return Extent(largest.width, largest.height, at_once(request), guided, prompts)

@@ -333,6 +333,8 @@ def test_what_does_not_fit_is_said(kit: Shelf, sd1: SD1, sdxl: SDXL, tmp_path: P
     save(tmp_path / "xl.safetensors", xl)
     with pytest.raises(BadModel, match="does not fit this model"):
         seen(kit, LoraUse("xl", 1, 1))
+    with kit.wardrobe.dressed(sd1, [LoraUse("xl", 1, 1)], kit, must_fit=False):
+        assert "goes on without it" in kit.notes[-1]
     save(tmp_path / "none.safetensors", {"something": X})
     with pytest.raises(BadModel, match="holds no LoRA"):
         seen(kit, LoraUse("none", 1, 1))
@@ -373,7 +375,7 @@ def test_packed_weights(tmp_path: Path) -> None:
 
 def test_pictures(kit: Shelf) -> None:
     """In the prompt of a pass: each has its own set, and what was read with other text encoders is read again."""
-    bare = GenerationRequest(prompt="a cat", width=64, height=64, steps=2, seed=3, model="dream")
+    bare = GenerationRequest(prompt="a cat", width=64, height=64, steps=2, seed=3)
     worn = bare.model_copy(update={"prompt": "a cat <lora:a>"})
     first, plain = draw(kit, worn)[0].tobytes(), draw(kit, bare)[0].tobytes()
     assert first != plain
@@ -387,7 +389,7 @@ def test_pictures(kit: Shelf) -> None:
 
 def test_weights_by_blocks(kit: Shelf) -> None:
     """Of all blocks in full is the whole LoRA, of none is none; BASE is the text encoders'."""
-    bare = GenerationRequest(width=64, height=64, steps=1, seed=3, model="dream")
+    bare = GenerationRequest(width=64, height=64, steps=1, seed=3)
     drawn = {
         tag: draw(kit, bare.model_copy(update={"prompt": f"a cat {tag}"}))[0].tobytes()
         for tag in (

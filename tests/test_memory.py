@@ -267,7 +267,7 @@ def test_between_measured_points_runs_a_straight_line() -> None:
 
 def test_a_plan_reads_like_a_sentence() -> None:
     text = str(Plan(level=Level.STREAM, storage="fp8", tile=64, split_cfg=True, on_cpu=("text_encoder",)))
-    assert text == "STREAM, fp8 weights, VAE in tiles of 512 pixels, two passes a step, text encoder on the CPU"
+    assert text == "STREAM, fp8 weights, VAE in tiles of 512 pixels, a pass for each prompt, text encoder on the CPU"
     assert str(Plan(host=True)) == "CPU"
 
 

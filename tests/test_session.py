@@ -344,7 +344,7 @@ def test_when_memory_runs_out_the_job_is_tried_once_more_with_less(tiny: Path, t
     (note,) = (event for event in events if isinstance(event, Note))
     assert note.text == (
         "The picture did not fit into memory as planned (CPU); "
-        "it is made with: CPU, VAE in tiles of 512 pixels, two passes a step."
+        "it is made with: CPU, VAE in tiles of 512 pixels, a pass for each prompt."
     )
     assert all(near(pictures(events)[unit], picture) for unit, picture in pictures(plain).items())
     assert types(worker.run()) == ["started", *["step"] * 3, "picture", "done"]  # it is remembered, and nothing is said

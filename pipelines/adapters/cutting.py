@@ -32,9 +32,9 @@ class Cut(NamedTuple):
 
 
 @torch.inference_mode()
-def cut(parts: Mapping[str, Part], worn: Sequence[Worn], books: Mapping[str, Book]) -> Cut:
-    """All patches for these networks. Raises BadModel if a file has nothing for them."""
-    cutter = Cutter(parts, books)
+def cut(parts: Mapping[str, Part], worn: Sequence[Worn], books: Mapping[str, Book], must_fit: bool) -> Cut:
+    """All patches for these networks. Raises BadModel if a file that `must_fit` has nothing for them."""
+    cutter = Cutter(parts, books, must_fit)
     reading = " ".join(f"{one.file.stamp} {one.use}" for one in worn if cutter.add(one))
     return Cut(tuple(cutter.patches.values()), reading, tuple(cutter.notes))
 
@@ -42,10 +42,10 @@ def cut(parts: Mapping[str, Part], worn: Sequence[Worn], books: Mapping[str, Boo
 class Cutter:
     """Collects the terms of each layer, file by file."""
 
-    def __init__(self, parts: Mapping[str, Part], books: Mapping[str, Book]) -> None:
+    def __init__(self, parts: Mapping[str, Part], books: Mapping[str, Book], must_fit: bool) -> None:
         self.patches: dict[tuple[str, str], Patch] = {}
         self.notes: list[str] = []
-        self._parts, self._books = parts, books
+        self._parts, self._books, self._must_fit = parts, books, must_fit
 
     def add(self, worn: Worn) -> bool:
         """True: the file changes a text encoder."""
@@ -99,12 +99,14 @@ class Cutter:
 
     def _tell(self, name: str, fitting: int, left_out: Sequence[str]) -> None:
         count = len(left_out)
-        if not fitting:
+        if not fitting and self._must_fit:
             raise BadModel(
                 f"The LoRA {name} does not fit this model: it has none of its {count} layers, such as {left_out[0]}. "
                 "It was made for a model of another kind."
             )
-        if count:
+        if not fitting:
+            self.notes.append(f"The LoRA {name} does not fit the second checkpoint, which goes on without it.")
+        elif count:
             self.notes.append(
                 f"Of the LoRA {name}, {count} of {count + fitting} layers have no place in this model and are left "
                 f"out, such as {left_out[0]}."

@@ -75,10 +75,12 @@ class Wardrobe:
         self._sets: OrderedDict[Hashable, Dress] = OrderedDict()
 
     @contextmanager
-    def dressed(self, model: LoadedModel, uses: Sequence[LoraUse], kit: Kit) -> Generator[str, None, None]:
+    def dressed(
+        self, model: LoadedModel, uses: Sequence[LoraUse], kit: Kit, must_fit: bool = True
+    ) -> Generator[str, None, None]:
         """The model with these LoRAs on all of its networks. Gives `Dress.reading`. A missing file is a note; raises
-        BadModel for one that is broken or has nothing for this model."""
-        dress = self._dress(model, uses, kit)
+        BadModel for one that is broken or, if it `must_fit`, has nothing for this model."""
+        dress = self._dress(model, uses, kit, must_fit)
         for note in dress.notes:
             kit.note(note)
         with dress.on(model):
@@ -90,15 +92,15 @@ class Wardrobe:
         self._files.clear()
         self._sets.clear()
 
-    def _dress(self, model: LoadedModel, uses: Sequence[LoraUse], kit: Kit) -> Dress:
+    def _dress(self, model: LoadedModel, uses: Sequence[LoraUse], kit: Kit, must_fit: bool) -> Dress:
         worn = [one for use in uses if (use.te or use.unet) and (one := self._worn(use, kit))]
         if not worn:
             return NAKED
         parts = tuple((name, part.key, str(part.dtype)) for name, part in sorted(model.parts.items()))
-        key = (tuple((one.file.stamp, one.use) for one in worn), parts)
+        key = (tuple((one.file.stamp, one.use) for one in worn), parts, must_fit)
         if key not in self._sets:
             books = {name: self._book(part) for name, part in model.parts.items()}
-            self._sets[key] = Dress(*cut(model.parts, worn, books))
+            self._sets[key] = Dress(*cut(model.parts, worn, books, must_fit))
         self._sets.move_to_end(key)
         return self._sets[key]
 

@@ -28,10 +28,12 @@ class Cond:
     """Which rows say what to stay away from; empty: none of them."""
     blind: tuple[bool, ...] = ()
     """Which rows do not see the picture that the network sees beside the latents; empty: all of them do."""
+    perturbed: tuple[bool, ...] = ()
+    """Which rows are for a network that is made worse: see `guidance/pag.py`; empty: none of them."""
     notes: tuple[str, ...] = ()
     """What of the prompts could not be read."""
 
-    ROWS: ClassVar[tuple[str, ...]] = ("tokens", "pooled", "away", "blind")
+    ROWS: ClassVar[tuple[str, ...]] = ("tokens", "pooled", "away", "blind", "perturbed")
     """The fields that have an entry for each row."""
 
     def take(self, rows: Sequence[int]) -> Self:

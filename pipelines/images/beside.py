@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipelines.families.base import Call
+from pipelines.guidance import varied
 from pipelines.images.canvas import hard
 from pipelines.images.resize import to_pixels
 from pipelines.samplers import Denoise
@@ -46,6 +47,11 @@ def guided_by_picture(scene: Scene) -> Denoise:
     Without guidance by the prompt (CFG scale 1) there is none by the picture either.
     """
     model, told, scale = scene.model, scene.told, scene.stage.cfg_scale
+    if varied(scene.request.guidance):
+        scene.kit.note(
+            "This model is guided by a picture and by words at once: CFG rescale, guidance interval, NGMS, APG and "
+            "perturbed-attention guidance are left out."
+        )
     by_picture = scene.request.start.image_cfg_scale if scene.request.start else 1.0
 
     def denoise(x: Tensor, sigma: float) -> Tensor:

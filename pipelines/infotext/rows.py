@@ -27,6 +27,14 @@ def size_text(value: Any) -> str:
     return f"{value[0]}x{value[1]}"
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split(",")))
+
+
+def numbers_text(value: Any) -> str:
+    return ", ".join(map(plain, value))
+
+
 def true(text: str) -> bool:
     return text.strip().lower() == "true"
 
@@ -116,6 +124,7 @@ ROWS = (
     number("APG norm", "guidance.apg_norm"),
     number("APG momentum", "guidance.apg_momentum"),
     number("PAG scale", "guidance.pag"),
+    Row("FreeU", "guidance.freeu", numbers, numbers_text),
     word("Refiner", "refiner.model", always=True),
     number("Refiner switch at", "refiner.switch_at", always=True),
     word("Hires refiner", "refiner.during"),

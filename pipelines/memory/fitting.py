@@ -160,7 +160,7 @@ class Fitter:
 
     def _lesson_name(self, info: ModelInfo, task: GenerationRequest) -> str:
         where = f"{device_name(self.device)} {self.choices.vram_gb or 'all'} GB"
-        width, height, batch, _ = extent(task)
+        width, height, batch, *_ = extent(task)
         return f"plan {where} {info.path} {width}x{height}x{batch}"
 
     def _remember(self, name: str, value: object) -> None:
@@ -207,10 +207,11 @@ class Fitted:
         return self.inner.latent_shape(width, height)
 
     def predict(self, x: Tensor, sigma: float, cond: Cond) -> Tensor:
-        if not self.plan.split_cfg or len(x) == 1:
+        """All rows at once, or in pieces where the plan says so."""
+        size = self.plan.rows or -(-len(x) // 2)
+        if not self.plan.split_cfg or len(x) <= size:
             return self.inner.predict(x, sigma, cond)
-        half = -(-len(x) // 2)
-        pieces = (range(half), range(half, len(x)))
+        pieces = [range(first, min(first + size, len(x))) for first in range(0, len(x), size)]
         return torch.cat([self.inner.predict(x[at.start : at.stop], sigma, cond.take(at)) for at in pieces])
 
     def to_latent(self, pixels: Tensor) -> Tensor:

@@ -62,11 +62,17 @@ class Load(Frozen):
     height: int
     batch: int = Field(default=1, description="Images at once")
     guided: bool = Field(default=True, description="Each step asks the denoiser twice: with the prompt and without")
+    prompts: int = Field(default=1, description="Several if AND joins them, or if perturbed attention asks once more")
     beside: tuple[int, ...] = Field(default=(), description="Bytes of networks that work beside it: ControlNets, ...")
 
     @property
     def pixels(self) -> int:
         return self.width * self.height
+
+    @property
+    def rows(self) -> int:
+        """Latents that the denoiser is shown in a step."""
+        return self.batch * (self.prompts + self.guided)
 
     @property
     def denoiser(self) -> str:
@@ -92,6 +98,7 @@ class Plan(Frozen):
     storage: Storage = Field(default="", description="Format of the denoiser's weights while they wait")
     tile: int = Field(default=0, description="Side of the VAE's tiles, in latents; 0: the picture as a whole")
     split_cfg: bool = Field(default=False, description="Prompt and negative prompt one after another")
+    rows: int = Field(default=0, description="Latents that the denoiser is shown at once then; 0: half of them")
     streamed: tuple[str, ...] = Field(default=(), description="Networks that pass through the device layer by layer")
     on_cpu: tuple[str, ...] = Field(default=(), description="Text encoders that compute on the CPU")
     resident_bytes: int = Field(default=0, description="How much of the denoiser lies on the device while it computes")
@@ -111,7 +118,7 @@ class Plan(Frozen):
         words += [f"{self.storage} weights"] if self.storage else []
         words += ["weights from the file"] if self.in_file else []
         words += [f"VAE in tiles of {self.tile * 8} pixels"] if self.tile else []
-        words += ["two passes a step"] if self.split_cfg else []
+        words += ["a pass for each prompt"] if self.split_cfg else []
         words += ["text encoder on the CPU"] if self.on_cpu else []
         return ", ".join(words)
 
@@ -186,7 +193,7 @@ def at_most(plan: Plan, limit: Plan) -> Plan:
 
 def _candidates(load: Load, room: Room, wish: Wish) -> Iterator[Plan]:
     """From the fastest to the one that takes least."""
-    splits = (False, True) if load.guided else (False,)
+    splits = (False, True) if load.rows > load.batch else (False,)
     if room.host:  # weights are in RAM already, and are used from there: only pictures cost
         for split in splits:
             yield _priced(Plan(host=True, split_cfg=split), load, room)
@@ -236,7 +243,7 @@ def _priced(plan: Plan, load: Load, room: Room) -> Plan:
         streamed.insert(0, load.denoiser)
     need = held + max(phases) + RESERVE_BYTES
     update = {"tile": tile, "resident_bytes": resident, "on_cpu": tuple(on_cpu), "streamed": tuple(streamed)}
-    return plan.model_copy(update={**update, "need_bytes": need})
+    return plan.model_copy(update={**update, "rows": load.batch, "need_bytes": need})
 
 
 def _weights(load: Load, plan: Plan) -> int:
@@ -265,7 +272,7 @@ def _denoise_need(plan: Plan, load: Load, room: Room, held: int) -> tuple[int, i
     size = load.parts.get(load.denoiser)
     if size is None:
         return 0, 0
-    rows = load.batch * (2 if load.guided and not plan.split_cfg else 1)
+    rows = load.batch if plan.split_cfg else load.rows
     acts = denoiser_bytes(load.family, size.size_bytes, size.number_bytes, load.pixels) * rows
     whole = size.stored(plan.storage)
     unpacked = size.leaf_bytes if plan.storage else 0
