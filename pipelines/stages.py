@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from pipelines.choices import SAMPLERS, SamplerRow, meant
 from pipelines.errors import UnknownChoice
 from pipelines.prompt import Timeline
-from pipelines.prompt.wording import company
+from pipelines.prompt.wording import worded
 from pipelines.request import LARGEST_SIDE, SMALLEST_SIDE, GenerationRequest, Hires, Start
 
 GRID = 8
@@ -172,5 +172,5 @@ def extent(request: GenerationRequest) -> Extent:
     plan = [stage for unit in range(request.units if request.plot else 1) for stage in stages(request.cell(unit))]
     largest = max(plan, key=lambda stage: stage.width * stage.height)
     guided = any(stage.guided for stage in plan)
-    prompts = max(len(company(stage.prompt)[1]) for stage in plan) * (2 if request.guidance.pag else 1)
+    prompts = max(len(worded(stage.prompt, "", 1).towards) for stage in plan) * (2 if request.guidance.pag else 1)
     return Extent(largest.width, largest.height, at_once(request), guided, prompts)
