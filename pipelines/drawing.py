@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pipelines.desk import Desk, Interrupted, png
 from pipelines.generate import Batch, batches, turns
+from pipelines.images.sd_upscale import tiles
 from pipelines.kit import JobKit
 from pipelines.request import GenerationRequest
 from pipelines.samplers import OnStep
@@ -74,7 +75,8 @@ class Turns:
             self._desk.emit(Decoding(unit=self._wanted()[0], tile=done, tiles=total))
 
     def _on_step(self) -> OnStep:
-        unit, steps, desk = self._batch.wanted[0], total_steps(self._task.cell(self._batch.units[0])), self._desk
+        unit, desk, own = self._batch.wanted[0], self._desk, self._task.cell(self._batch.units[0])
+        steps = total_steps(own) * tiles(self._kit, own)
 
         def on_step(index: int, x0: Tensor) -> None:
             desk.listener.obey()

@@ -35,11 +35,9 @@ class Need(NamedTuple):
 
 def files(request: GenerationRequest) -> Iterator[Need]:
     """The files that it cannot be made without."""
-    if request.hires:
-        if request.hires.upscaler not in UPSCALERS:
-            yield Need((Kind.UPSCALER,), request.hires.upscaler)
-        if request.hires.model:
-            yield Need((Kind.CHECKPOINT,), request.hires.model)
+    yield from upscalers(request)
+    if request.hires and request.hires.model:
+        yield Need((Kind.CHECKPOINT,), request.hires.model)
     if request.refiner:
         yield Need((Kind.CHECKPOINT,), request.refiner.model)
     for control in request.controls:
@@ -51,6 +49,14 @@ def files(request: GenerationRequest) -> Iterator[Need]:
             yield Need((Kind.IP_ADAPTER,), reference.model)
     if request.faces:
         yield Need((Kind.FACE_RESTORER,), request.faces.model)
+
+
+def upscalers(request: GenerationRequest) -> Iterator[Need]:
+    """Of the second pass, and of SD upscale."""
+    asking = (request.hires, request.start and request.start.tiled)
+    for each in asking:
+        if each and each.upscaler not in UPSCALERS:
+            yield Need((Kind.UPSCALER,), each.upscaler)
 
 
 def prompts(request: GenerationRequest) -> Iterator[str]:

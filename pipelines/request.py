@@ -3,54 +3,57 @@
 Names of choices are A1111's, so that its infotext, its API and its tutorials mean the same here.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
-from pydantic_core import from_json, to_json
+from pydantic import Field, model_validator
 
+from pipelines.fields import (
+    LARGEST_SIDE,
+    SEED_LIMIT,
+    SMALLEST_SIDE,
+    Extras,
+    Image,
+    Name,
+    ResizeMode,
+    Seed,
+    Share,
+    Side,
+    Text,
+    check_side,
+)
 from pipelines.frozen import Frozen
+from pipelines.picture_request import Faces, Hires, Outpaint, Refiner, Soft, Start, Tiled
 from pipelines.plot import Plot, changed
 
-SEED_LIMIT = 2**32
-"""Seeds are drawn below this, as in A1111, so that a seed fits into every tool that reads infotext."""
-SMALLEST_SIDE, LARGEST_SIDE = 64, 4096
-
-
-def check_side(value: int) -> int:
-    if value != 0 and (not SMALLEST_SIDE <= value <= LARGEST_SIDE or value % 8):
-        raise ValueError(
-            f"must be a multiple of 8 from {SMALLEST_SIDE} to {LARGEST_SIDE}, or 0 for the model's own size"
-        )
-    return value
-
-
-def _storable(extras: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """JSON parsers stop at 200 levels and refuse half a surrogate: what is accepted must be readable again."""
-    try:
-        from_json(b"[" * 100 + to_json(extras) + b"]" * 100)
-    except ValueError as error:
-        raise ValueError("must be text and numbers, nested at most 100 deep") from error
-    return extras
-
-
-Side = Annotated[int, AfterValidator(check_side)]
-Extras = Annotated[dict[str, JsonValue], AfterValidator(_storable)]
-Text = Annotated[str, Field(max_length=20_000)]
-Name = Annotated[str, Field(max_length=500)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=-1, lt=2**53)]
-
-Image = Annotated[
-    str,
-    Field(
-        max_length=100 * 2**20,
-        description="A picture. Asked for: base64, a data URL, or the id of a picture in outputs/; "
-        "frozen in a job: `sha256:` and the hash of what is kept in outputs/.inputs",
-    ),
+__all__ = [
+    "LARGEST_SIDE",
+    "SEED_LIMIT",
+    "SMALLEST_SIDE",
+    "Control",
+    "ControlMode",
+    "Emphasis",
+    "Extras",
+    "Faces",
+    "GenerationRequest",
+    "Guidance",
+    "Hires",
+    "Image",
+    "Name",
+    "Noise",
+    "Outpaint",
+    "Reference",
+    "Refiner",
+    "Region",
+    "ResizeMode",
+    "Sampling",
+    "Share",
+    "Soft",
+    "Start",
+    "Tiled",
+    "Variant",
+    "check_side",
 ]
 
-ResizeMode = Literal["Just resize", "Crop and resize", "Resize and fill", "Just resize (latent upscale)"]
-MaskedContent = Literal["fill", "original", "latent noise", "latent nothing"]
 Emphasis = Literal["Original", "No norm", "Ignore", "None"]
 StyleMethod = Literal["attention", "adain", "adain+attention"]
 ControlMode = Literal["Balanced", "My prompt is more important", "ControlNet is more important"]
@@ -100,75 +103,6 @@ class Guidance(Frozen):
     token_merging: float = Field(default=0.0, ge=0, le=0.9, description="Share of tokens that are merged")
 
 
-class Soft(Frozen):
-    """Soft inpainting: the mask is a question of degree, and of the step."""
-
-    bias: float = Field(default=1.0, ge=0, le=8, description="Schedule bias: above 1 keeps the original longer")
-    preservation: float = Field(default=0.5, ge=0, le=8, description="Preservation strength")
-    contrast: float = Field(default=4.0, ge=1, le=32, description="Transition contrast boost")
-    influence: Share = Field(default=0.0, description="Mask influence on the final composite")
-    difference_threshold: float = Field(default=0.5, ge=0, le=8)
-    difference_contrast: float = Field(default=2.0, ge=0, le=8)
-
-
-class Outpaint(Frozen):
-    """How far the canvas grows, in pixels of the picture to start from. The new part is what is painted."""
-
-    left: int = Field(default=0, ge=0, le=LARGEST_SIDE)
-    right: int = Field(default=0, ge=0, le=LARGEST_SIDE)
-    up: int = Field(default=0, ge=0, le=LARGEST_SIDE)
-    down: int = Field(default=0, ge=0, le=LARGEST_SIDE)
-    overlap: int = Field(default=16, ge=0, le=256, description="So much of the old picture is painted over")
-
-
-class Start(Frozen):
-    """A picture to start from: img2img, inpainting, outpainting, editing by instruction."""
-
-    image: Image
-    denoising_strength: Share = Field(default=0.75, description="0: the picture itself; 1: hardly anything of it stays")
-    resize_mode: ResizeMode = "Just resize"
-    mask: Image | None = Field(default=None, description="White is painted, black is kept bit for bit")
-    mask_invert: bool = False
-    mask_blur: int = Field(default=4, ge=0, le=256, description="Pixels")
-    masked_content: MaskedContent = "original"
-    only_masked: bool = Field(default=False, description="Paint the masked area at the full size, then put it back")
-    padding: int = Field(default=32, ge=0, le=1024, description="Pixels around the mask, with only_masked")
-    mask_weight: Share = Field(default=1.0, description="Of inpainting models: how much is hidden from them")
-    soft: Soft | None = None
-    outpaint: Outpaint | None = None
-    noise_multiplier: float = Field(default=1.0, ge=0, le=1.5)
-    color_correction: bool = Field(default=False, description="Give the result the colours of the original")
-    all_steps: bool = Field(default=False, description="Do all steps, not the share that the strength leaves")
-    image_cfg_scale: float = Field(default=1.5, ge=0, le=30, description="Of models that edit by instruction")
-
-
-class Hires(Frozen):
-    """A second pass at a larger size. What is empty or 0 is as in the first."""
-
-    upscaler: Name = Field(default="Latent", description="A latent mode, Lanczos, Nearest or an upscaler's file")
-    scale: float = Field(default=2.0, ge=1, le=8)
-    width: Side = Field(default=0, description="With height instead of scale; one of them 0: by the ratio")
-    height: Side = 0
-    steps: int = Field(default=0, ge=0, le=150)
-    denoising_strength: Share = 0.7
-    sampler: Name = ""
-    schedule: Name = ""
-    cfg_scale: float = Field(default=0.0, ge=0, le=30)
-    prompt: Text = ""
-    negative_prompt: Text = ""
-    model: Name = ""
-
-
-class Refiner(Frozen):
-    """Another checkpoint for the last steps."""
-
-    model: Name
-    switch_at: Share = Field(default=0.8, description="Share of the noise levels after which it takes over")
-    during: Literal["first pass", "second pass", "both passes"] = Field(
-        default="second pass", description="Where there are two, by hires fix"
-    )
-
-
 class Control(Frozen):
     """A ControlNet, T2I adapter or IP-Adapter, and the picture that it follows."""
 
@@ -213,14 +147,6 @@ class Region(Frozen):
     area: tuple[Share, Share, Share, Share] = Field(default=(0, 0, 1, 1), description="Left, top, width, height")
     mask: Image | None = None
     weight: float = Field(default=1.0, ge=0, le=10)
-
-
-class Faces(Frozen):
-    """Faces are restored by a network of their own, after the picture is done."""
-
-    model: Name = Field(description="A file of GFPGAN, CodeFormer, ...")
-    visibility: Share = 1.0
-    weight: Share = Field(default=0.5, description="CodeFormer: 0 is the strongest")
 
 
 class Variant(Frozen):
@@ -271,6 +197,12 @@ class GenerationRequest(Frozen):
     faces: Faces | None = None
     plot: Plot | None = Field(default=None, description="One image for each cell, instead of batches")
     extras: Extras = Field(default={}, description="Settings of extensions, by extension name")
+
+    @model_validator(mode="after")
+    def _check_tiles(self) -> Self:
+        if self.hires and self.start and self.start.tiled:
+            raise ValueError("hires: SD upscale has one pass; leave out one of the two")
+        return self
 
     @model_validator(mode="after")
     def _check_variants(self) -> Self:

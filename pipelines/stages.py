@@ -130,8 +130,8 @@ def hires_size(width: int, height: int, hires: Hires) -> tuple[int, int]:
 
 def start_size(start: Start, picture: tuple[int, int], own: tuple[int, int]) -> tuple[int, int]:
     """Where a request with a picture to start from leaves its size open: the picture's, grown as it will be. Where
-    only the masked part is painted, `own`, the model's."""
-    if start.only_masked:
+    only a part of it is painted at a time, `own`, the model's."""
+    if start.only_masked or start.tiled:
         return own
     width, height = picture
     if grown := start.outpaint:

@@ -7,15 +7,17 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
 
 from pipelines.families.sd1 import SD1
 from pipelines.generate import batches, generate
 from pipelines.images.resize import LATENT_MODES
+from pipelines.images.sd_upscale import tiles
 from pipelines.images.upscale import upscaled
 from pipelines.kit import SoloKit
-from pipelines.request import GenerationRequest, Hires, Start
+from pipelines.request import GenerationRequest, Hires, Start, Tiled
 from pipelines.stages import stages, total_steps
 from pipelines.types import Kind, ModelInfo
 from tests.drawing import draw
@@ -149,3 +151,41 @@ def test_a_picture_with_a_mask_keeps_the_rest_in_large(model: SD1) -> None:
     part = asked.model_copy(update={"start": start.model_copy(update={"only_masked": True, "padding": 8})})
     result = draw(Kit(model, picture=picture, mask=where), part)[0]
     assert np.array_equal(np.asarray(result)[32:], np.asarray(picture)[32:])
+
+
+# SD upscale
+
+
+def tiled(tiled: dict[str, Any], strength: float = 0.4, **values: Any) -> GenerationRequest:
+    start = Start(image="picture", denoising_strength=strength, tiled=Tiled(**tiled))
+    return request().model_copy(update={"hires": None, "start": start, **values})
+
+
+def test_sd_upscale_without_strength_is_the_larger_picture(model: SD1, tmp_path: Path) -> None:
+    kit = Kit(model, save_network(tmp_path, "compact"), picture=noise(72, 60))
+    for upscaler in ("Lanczos", "compact.safetensors"):
+        result = draw(kit, tiled({"upscaler": upscaler, "overlap": 16}, strength=0))[0]
+        assert np.abs(np.asarray(result).astype(int) - upscaled(kit, noise(72, 60), upscaler, 144, 120)).max() <= 1
+
+
+def test_sd_upscale_paints_every_tile(model: SD1) -> None:
+    picture = noise(12, 12).resize((72, 60), PIL.Image.Resampling.BICUBIC)
+    kit, asked, steps = Kit(model, picture=picture), tiled({"overlap": 16}, batch_size=2), list[int]()
+    made = dict(generate(asked, kit, batches(asked, [0, 1], kit)[0], lambda index, x0: steps.append(index)))
+    assert steps == list(range(total_steps(asked) * 9))
+    assert tiles(kit, asked) == 9
+    assert made[0].size == (144, 120)
+    large = np.asarray(picture.resize((144, 120), PIL.Image.Resampling.LANCZOS)).astype(int)
+    changed = np.abs(np.asarray(made[0]) - large).mean(-1)
+    blocks = changed.reshape(5, 24, 6, 24).mean((1, 3))
+    assert blocks.min() > 1
+    single = draw(kit, tiled({"overlap": 16}, seed=6))[0]
+    assert np.abs(np.asarray(made[1]).astype(int) - np.asarray(single)).mean() < 0.1
+
+
+@pytest.mark.parametrize("values", [{"mask": "m"}, {"only_masked": True}, {"outpaint": {"left": 8}}])
+def test_what_does_not_go_with_sd_upscale_is_said(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="SD upscale"):
+        Start(image="a", tiled=Tiled(), **values)
+    with pytest.raises(ValidationError, match="SD upscale"):
+        request(start=Start(image="a", tiled=Tiled()))

@@ -11,10 +11,8 @@ from pipelines.images.resize import just_resize
 Floats = NDArray[np.float32]
 
 
-def finished(canvas: Canvas, made: PIL.Image.Image, colours: bool = False) -> PIL.Image.Image:
-    """`colours`: give it those of the original. What no mask covers is the original's, bit for bit."""
-    if colours:
-        made = recoloured(made, canvas.original)
+def finished(canvas: Canvas, made: PIL.Image.Image) -> PIL.Image.Image:
+    """What no mask covers is the original's, bit for bit."""
     placed = made
     if canvas.part:
         placed = canvas.ground.copy()
