@@ -1,5 +1,6 @@
 """From picture to picture, with real networks: what starts from a picture, and what is left alone."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,13 @@ from pipelines.memory.planner import Plan
 from pipelines.prompt import read
 from pipelines.request import GenerationRequest, Start
 from pipelines.samplers import SAMPLERS
+from pipelines.types import Assignment, Event, Picture
 from tests.checkpoints import save_checkpoint
 from tests.drawing import draw
 from tests.test_canvas import mask, noise
 from tests.test_dit import ROWS, made
+from tests.tiny import boot, info
+from webui.outputs import Outputs
 
 
 class Kit(SoloKit):
@@ -252,3 +256,20 @@ def test_editing_with_the_network_split_in_two_is_the_same(editor: SD1) -> None:
 def test_without_a_picture_there_is_nothing_to_edit(editor: SD1) -> None:
     with pytest.raises(PipelineError, match="give it one to start from"):
         draw(editor, request().model_copy(update={"start": None}))
+
+
+def test_what_no_mask_covers_is_the_same_in_the_saved_file(tiny: Path, tmp_path: Path) -> None:
+    """Through a worker, as a job would be made, and onto the disk."""
+    images = {}
+    for name, picture in (("picture", PICTURE), ("mask", HALF)):
+        data = io.BytesIO()
+        picture.save(data, "PNG")
+        images[name] = data.getvalue()
+    work = Assignment(job=1, task=request({"mask": "mask"}), model=info(tiny), units=(0,), images=images)
+    events: list[Event] = []
+    boot({"device": "cpu"}).run(work, events.append, lambda: None, lambda status: None)
+    [made_png] = [event.png for event in events if isinstance(event, Picture)]
+    Outputs(tmp_path, "png", 90).write("a.png", made_png, "an infotext")
+    with PIL.Image.open(tmp_path / "a.png") as saved:
+        assert (np.asarray(saved)[32:] == np.asarray(PICTURE)[32:]).all()
+        assert (np.asarray(saved)[:32] != np.asarray(PICTURE)[:32]).mean() > 0.5

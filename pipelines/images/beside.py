@@ -61,6 +61,7 @@ def guided_by_picture(scene: Scene) -> Denoise:
         cond = replace(cond.take([*range(rows), *again]), blind=(False,) * rows + (True,) * count)
         passes = rows // count + 1
         *towards, away, blind = model.predict(x.repeat(passes, 1, 1, 1), sigma, cond).chunk(passes)
+        scene.seen.unguided = away
         pulls = [(each - away) * (weight * scale) for each, weight in zip(towards, told.weights, strict=True)]
         return torch.stack([blind, (away - blind) * by_picture, *pulls]).sum(0)
 
