@@ -38,6 +38,7 @@ def client(data: Path, models: Path) -> Generator[TestClient, None, None]:
     app = create_app(settings, InlineEngine(lambda: boot({"warm": str(models / "tiny"), "step_seconds": 0.05})))
     with TestClient(app, base_url=ADDRESS) as client:
         wait_for(lambda: client.get("/api/v1/status").json()["worker"]["state"] == "ready")
+        wait_for(lambda: all(model["sha256"] for model in client.get("/api/v1/models").json()))  # computed beside
         yield client
 
 
