@@ -1,6 +1,6 @@
-"""Kinds of values that requests are made of, with their limits."""
+"""Kinds of values that requests are made of, with their limits; and paths to them, such as `hires.scale`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, JsonValue
 from pydantic_core import from_json, to_json
@@ -42,5 +42,16 @@ Image = Annotated[
         "frozen in a job: `sha256:` and the hash of what is kept in outputs/.inputs",
     ),
 ]
+
+
+def put(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Into the fields of a request as a tree, at a path with dots; a part that is not there is begun."""
+    *parts, last = path.split(".")
+    for part in parts:
+        if tree.get(part) is None:
+            tree[part] = {}
+        tree = tree[part]
+    tree[last] = value
+
 
 ResizeMode = Literal["Just resize", "Crop and resize", "Resize and fill", "Just resize (latent upscale)"]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, JsonValue, model_validator
 
+from pipelines.fields import put
 from pipelines.frozen import Frozen
 
 MOST_CELLS = 2000
@@ -65,13 +66,7 @@ def changed(values: dict[str, Any], changes: Sequence[Change]) -> dict[str, Any]
     """The fields of a request, as a tree, with these changes: values first, then words in the prompts."""
     for change in changes:
         for path, value in change.update.items():
-            *parts, last = path.split(".")
-            place = values
-            for part in parts:
-                if place.get(part) is None:
-                    place[part] = {}
-                place = place[part]
-            place[last] = value
+            put(values, path, value)
     for old, new in (pair for change in changes for pair in change.replace):
         for place in (values, values.get("hires") or {}):
             for name in ("prompt", "negative_prompt"):

@@ -30,6 +30,7 @@ READY = ("RGB", "RGBA", "L")
 """What a worker is given: 8 bits a channel."""
 KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
 """A file of these is kept as it came where its pixels are ready as well."""
+GONE = "A picture is not there any more. Give it again."
 KEEP_SECONDS = 24 * 3600
 """So long a picture stays that no job holds: it may be in a form that was not sent yet."""
 
@@ -73,7 +74,8 @@ class Inputs:
         A path is told from base64 by its suffix: base64 has no dot.
         """
         if _ID.fullmatch(text):
-            self.data(text)
+            if not self._path(text.removeprefix(PREFIX)).is_file():
+                raise BadPicture(GONE)
             return text
         if "." in text[-6:] and len(text) < 1000:
             return self.keep(self._output(text)).id
@@ -92,7 +94,7 @@ class Inputs:
         try:
             return self._path(name.removeprefix(PREFIX)).read_bytes()
         except OSError as error:
-            raise BadPicture("A picture is not there any more. Give it again.") from error
+            raise BadPicture(GONE) from error
 
     def size(self, name: str) -> tuple[int, int]:
         """Width and height of a picture that is kept. Raises BadPicture."""

@@ -83,6 +83,7 @@ class Resolver:
         """Every image of a plot is checked as if it were a job of its own."""
         files: dict[str, ModelInfo] = {}
         models = {task.checkpoint: model}
+        seen: set[tuple[object, ...]] = set()  # most cells name the same files
         for unit in range(task.units):
             try:
                 cell = task.cell(unit)
@@ -93,7 +94,10 @@ class Resolver:
                 files[file_key(Kind.CHECKPOINT, cell.checkpoint)] = models[cell.checkpoint]
             if capabilities:
                 check_choices(cell, capabilities)
-            files |= self._files(cell, models[cell.checkpoint])
+            named = (cell.checkpoint, *needs.files(cell), *needs.prompts(cell))
+            if named not in seen:
+                seen.add(named)
+                files |= self._files(cell, models[cell.checkpoint])
         return files
 
     def _size(self, request: GenerationRequest, model: ModelInfo) -> tuple[int, int]:

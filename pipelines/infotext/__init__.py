@@ -8,6 +8,8 @@ from pydantic import ValidationError
 
 from pipelines.choices import read_sampler, read_schedule
 from pipelines.errors import PipelineError, UnknownChoice
+from pipelines.fields import put
+from pipelines.frozen import Frozen
 from pipelines.infotext.rows import OTHER_NAMES, ROWS, SAME
 from pipelines.infotext.text import line, pairs, pairs_in, written
 from pipelines.library.lora_card import lora_hash
@@ -20,7 +22,12 @@ __all__ = ["Read", "dump", "line", "load", "pairs", "pairs_in"]
 
 NO_FILES: Mapping[str, ModelInfo] = {}
 PLAIN = GenerationRequest()
-PARTS = {"start": Start(image="-"), "hires": Hires(), "refiner": Refiner(model="-"), "faces": Faces(model="-")}
+PARTS: dict[str, Frozen] = {
+    "start": Start(image="-"),
+    "hires": Hires(),
+    "refiner": Refiner(model="-"),
+    "faces": Faces(model="-"),
+}
 """Parts of a request that may be missing, as they are by default."""
 
 TOLD = {"Size", "Model", "Model hash", "VAE", "VAE hash", "Version", "User", "Lora hashes", "TI hashes", "Hires resize"}
@@ -79,7 +86,7 @@ def load(text: str) -> Read:
     try:
         for row in ROWS:
             if row.label in found:
-                _put(asked, row.path, row.read(found[row.label]))
+                put(asked, row.path, row.read(found[row.label]))
         if "Size" in found:
             asked["width"], asked["height"] = map(int, found["Size"].split("x"))
         if "Hires resize" in found:
@@ -201,10 +208,3 @@ def _at(request: Any, path: str) -> Any:
 def _default(path: str) -> Any:
     part, _, field = path.partition(".")
     return _at(PARTS[part], field) if part in PARTS else _at(PLAIN, path)
-
-
-def _put(asked: dict[str, Any], path: str, value: Any) -> None:
-    *parts, field = path.split(".")
-    for part in parts:
-        asked = asked.setdefault(part, {})
-    asked[field] = value

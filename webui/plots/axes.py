@@ -11,11 +11,8 @@ from pipelines import needs
 from pipelines.choices import AUTOMATIC, meant
 from pipelines.plot import MOST_CELLS, Axis, Change
 from pipelines.request import SEED_LIMIT, GenerationRequest
-from pipelines.types import Kind
 from webui.plots.values import BadValues, numbers, whole_numbers, words
 
-Names = Callable[[str], list[str]]
-"""What can be chosen for a field: names of files, samplers, ..."""
 Read = Callable[[str, GenerationRequest], list[Change]]
 """(what was typed, the request that is plotted) -> the values of the axis."""
 
@@ -175,7 +172,3 @@ def axis(name: str, text: str, request: GenerationRequest) -> Axis:
         if getattr(request, part) is None and own:
             raise BadValues(f"{row.name} says nothing without {wanted}: switch that on first.")
     return Axis(name=row.name, changes=tuple(changes), cost=row.cost)
-
-
-KINDS = {"model": Kind.CHECKPOINT, "vae": Kind.VAE, "hires.upscaler": Kind.UPSCALER, "faces.model": Kind.FACE_RESTORER}
-"""Of the axes whose values are files."""

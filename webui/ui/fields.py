@@ -8,17 +8,15 @@ import gradio as gr
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pipelines import infotext
 from pipelines.frozen import Frozen
 from pipelines.needs import PICTURES
-from pipelines.request import Control, Faces, GenerationRequest, Hires, Reference, Refiner, Region, Start
+from pipelines.request import Control, GenerationRequest, Reference, Region
 from webui.i18n import t
 from webui.ui.components import script
 
 PARTS: dict[str, Frozen] = {
-    "start": Start(image="-"),
-    "hires": Hires(),
-    "refiner": Refiner(model="-"),
-    "faces": Faces(model="-"),
+    **infotext.PARTS,
     "controls": Control(model="-"),
     "references": Reference(image="-"),
     "regions": Region(prompt=""),

@@ -2,8 +2,8 @@
 row of the table: paths of the request's fields, line by line."""
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import gradio as gr
 
@@ -13,7 +13,8 @@ from pipelines.types import Kind
 from webui.i18n import t
 from webui.studio import Studio
 from webui.ui.components import script
-from webui.ui.fields import default, label, widget
+from webui.ui.fields import default, widget
+from webui.ui.form import DECIDES
 
 Lines = tuple[tuple[str, ...], ...]
 
@@ -140,7 +141,9 @@ def build(studio: Studio) -> dict[str, gr.components.Component]:
                 fields |= _lines(studio, fold.lines)
         shown[fold.key] = [path for path in fields if path not in before]
     known = {path: default(path) for paths in shown.values() for path in paths if path != "hires"}
-    script("inkstone.folds(props.value)", "txt2img_summaries", value=json.dumps([shown, known]), visible="hidden")
+    script(
+        "inkstone.folds(props.value)", "txt2img_summaries", value=json.dumps([shown, known, DECIDES]), visible="hidden"
+    )
     return fields
 
 
@@ -152,8 +155,3 @@ def _lines(studio: Studio, lines: Lines, prefix: str = "") -> dict[str, gr.compo
                 path = prefix + name
                 fields[path] = widget(path, tuple(values(studio, path) or ()))
     return fields
-
-
-def words() -> Mapping[str, Any]:
-    """The label of every field of the folds, for a test that all have words."""
-    return {path: label(path) for fold in FOLDS for line in fold.lines for path in line}

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipelines.fields import put
 from pipelines.needs import PICTURES
 from pipelines.request import GenerationRequest
 from webui.ui.fields import PARTS, default, in_form
@@ -24,13 +25,10 @@ def asked(values: Mapping[str, Any]) -> dict[str, Any]:
     """What the form holds, by path, as GenerationRequest takes it. Parts that are not asked for are left out."""
     tree: dict[str, Any] = {}
     for path, value in values.items():
-        *parts, last = path.split(".")
+        last = path.rpartition(".")[2]
         if value is None or path == "hires" or (value == "" and default(path) == ""):
             continue
-        place = tree
-        for part in parts:
-            place = place.setdefault(part, {})
-        place[last] = tuple(map(float, str(value).split(","))) if last == "area" else value
+        put(tree, path, tuple(map(float, str(value).split(","))) if last == "area" else value)
     if not values.get("hires"):
         tree.pop("hires", None)
     for part, field in DECIDES.items():

@@ -85,6 +85,17 @@ def _flux_config(shapes: Shapes) -> Config:
 
 def flux_sizes(shapes: Shapes) -> Config:
     """Of the transformer and of its ControlNets."""
+    sizes = _double_and_single(shapes)
+    return {
+        **sizes,
+        "pooled_projection_dim": shapes.columns("time_text_embed.text_embedder.linear_1.weight"),
+        "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
+        "axes_dims_rope": _axes(sizes["attention_head_dim"], 8),
+    }
+
+
+def _double_and_single(shapes: Shapes) -> Config:
+    """What Flux.1 and FLUX.2 have in common: blocks for picture and prompt side by side, then blocks for both."""
     width, channels = shapes["x_embedder.weight"]
     head = shapes.rows("transformer_blocks.0.attn.norm_q.weight")
     return {
@@ -94,9 +105,6 @@ def flux_sizes(shapes: Shapes) -> Config:
         "attention_head_dim": head,
         "num_attention_heads": width // head,
         "joint_attention_dim": shapes.columns("context_embedder.weight"),
-        "pooled_projection_dim": shapes.columns("time_text_embed.text_embedder.linear_1.weight"),
-        "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
-        "axes_dims_rope": _axes(head, 8),
     }
 
 
@@ -107,17 +115,12 @@ def _axes(head: int, first: int) -> tuple[int, int, int]:
 
 
 def _flux2_config(shapes: Shapes) -> Config:
-    width, channels = shapes["x_embedder.weight"]
-    head = shapes.rows("transformer_blocks.0.attn.norm_q.weight")
+    sizes = _double_and_single(shapes)
+    width, _ = shapes["x_embedder.weight"]
     return {
-        "in_channels": channels,
-        "num_layers": shapes.count("transformer_blocks."),
-        "num_single_layers": shapes.count("single_transformer_blocks."),
-        "attention_head_dim": head,
-        "num_attention_heads": width // head,
-        "joint_attention_dim": shapes.columns("context_embedder.weight"),
+        **sizes,
         "mlp_ratio": shapes.columns("transformer_blocks.0.ff.linear_out.weight") / width,
-        "axes_dims_rope": (head // 4,) * 4,
+        "axes_dims_rope": (sizes["attention_head_dim"] // 4,) * 4,
         "guidance_embeds": "time_guidance_embed.guidance_embedder.linear_1.weight" in shapes,
     }
 

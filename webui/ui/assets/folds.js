@@ -1,7 +1,7 @@
 // A fold that is on says so on its closed bar: what in it is not as by default.
 window.inkstone.folds = (value) => {
   const { t, el } = window.inkstone;
-  const [shown, known] = JSON.parse(value);
+  const [shown, known, decides] = JSON.parse(value); // paths by fold, defaults, and by which field a part is asked for
   const PICTURES = /\.(image|mask)$/;
   const words = (path) => t(path.split(".").filter((name) => !/^\d+$/.test(name)).join("_"));
   const changed = (form, path) => {
@@ -14,8 +14,10 @@ window.inkstone.folds = (value) => {
     if (typeof now === "number") return `${words(path)} ${now}`;
     return String(now).length > 24 ? words(path) : String(now);
   };
-  const OFF = { start: "image", refiner: "model", faces: "model" }; // by what a part is asked for
-  const isOff = (form, fold) => (fold === "hires" && !form.hires) || (OFF[fold] && !form[`${fold}.${OFF[fold]}`]);
+  const isOff = (form, fold) => {
+    const path = fold === "hires" ? fold : `${fold}.${decides[fold]}`;
+    return path in form && !form[path];
+  };
   document.addEventListener("inkstone-form", ({ detail: form }) => {
     for (const [fold, paths] of Object.entries(shown)) {
       const bar = document.querySelector(`#txt2img_fold_${fold} > .label-wrap > span:first-child`);
