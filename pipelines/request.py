@@ -164,7 +164,6 @@ class GenerationRequest(Frozen):
     kind: Literal["generate"] = "generate"
     prompt: Text = ""
     negative_prompt: Text = ""
-    styles: tuple[Name, ...] = Field(default=(), max_length=50, description="Names from styles.csv")
     variants: tuple[Variant, ...] = Field(
         default=(), max_length=1600, description="Prompts of each image, in a job that draws them; empty: all the same"
     )
