@@ -169,8 +169,10 @@ class Extent(NamedTuple):
 
 
 def extent(request: GenerationRequest) -> Extent:
-    plan = [stage for unit in range(request.units if request.plot else 1) for stage in stages(request.cell(unit))]
+    cells = [request.cell(unit) for unit in range(request.units if request.plot else 1)]
+    plan = [stage for cell in cells for stage in stages(cell)]
     largest = max(plan, key=lambda stage: stage.width * stage.height)
     guided = any(stage.guided for stage in plan)
-    prompts = max(len(worded(stage.prompt, "", 1).towards) for stage in plan) * (2 if request.guidance.pag else 1)
+    prompts = max(len(worded(stage.prompt, "", 1).towards) for stage in plan)
+    prompts *= 2 if any(cell.guidance.pag for cell in cells) else 1
     return Extent(largest.width, largest.height, at_once(request), guided, prompts)

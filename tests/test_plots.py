@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pipelines import infotext
 from pipelines.families.sd1 import SD1
 from pipelines.plot import Axis, Change, Plot
-from pipelines.request import GenerationRequest, Hires, Refiner, Start
+from pipelines.request import Faces, GenerationRequest, Hires, Refiner, Start
+from pipelines.stages import extent
 from pipelines.types import ModelInfo
 from tests.drawing import draw
 from webui.plots.axes import AXES, axis
@@ -191,3 +192,13 @@ def test_a_sheet_has_every_cell_in_its_place(tmp_path: Path) -> None:
         assert tuple(middle) == (40 * unit, 255, 0)
     assert tuple(pixels[top + 2 * 56 + 24, left + 72 + 32]) == (229, 225, 217)
     assert (pixels[:top].min(), pixels[:, : left - 4].min()) < (100, 100), "there is a legend"
+
+
+def test_no_face_restoration_is_a_value() -> None:
+    asked = plot(("Face restore", "None, GFPGAN"), faces=Faces(model="CodeFormer"))
+    assert [asked.cell(unit).faces for unit in range(2)] == [None, Faces(model="GFPGAN")]
+
+
+def test_the_most_that_a_cell_needs_is_planned_for() -> None:
+    assert extent(plot(("Perturbed attention", "0, 3"))).prompts == 2
+    assert extent(plot(("Size", "64x64, 128x96"))).width == 128

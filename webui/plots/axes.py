@@ -47,13 +47,17 @@ def seeds(path: str) -> Read:
     ]
 
 
-def word(path: str) -> Read:
-    return lambda text, request: [_set(path, "" if value.lower() == "none" else value) for value in words(text)]
-
-
 def exact(path: str) -> Read:
-    """Words of which None is one."""
+    """Words as they are: a VAE may be called None."""
     return lambda text, request: [_set(path, value) for value in words(text)]
+
+
+def faces(text: str, request: GenerationRequest) -> list[Change]:
+    """None is without any."""
+    return [
+        Change(label=each, update={"faces": None} if each.lower() == "none" else {"faces.model": each})
+        for each in words(text)
+    ]
 
 
 def samplers(part: str) -> Read:
@@ -139,7 +143,7 @@ AXES = (
     Row("Hires upscaler", exact("hires.upscaler"), choices="hires.upscaler"),
     Row("Hires upscale", number("hires.scale")),
     Row("VAE", exact("vae"), SWAPS, choices="vae"),
-    Row("Face restore", word("faces.model"), choices="faces.model"),
+    Row("Face restore", faces, choices="faces.model"),
     Row("Token merging ratio", number("guidance.token_merging")),
     Row("Always discard next-to-last sigma", flag("sampling.discard_penultimate")),
     Row("SGM noise multiplier", flag("sampling.sgm_noise")),
