@@ -91,6 +91,7 @@ def info(row: Row) -> ModelInfo:
 
 
 @cache
+@torch.inference_mode(False)  # all tests share it: one that draws must not make weights that no other can load
 def made(name: str) -> Any:
     row = ROWS[name]
     parts = {part: load(part, row.family.parts[part], weights()) for part, weights in row.weights.items()}
